@@ -1,0 +1,374 @@
+"""SEAM 1: what the rest of Tidings asks of an engine, and the values that cross.
+
+An engine carries messages and knows groups; it knows no types, no handlers, no retry policy. Everything above this
+file works on every engine, and the conformance suite (`tidings.conformance`) holds each engine to what is written on
+the methods here. Two more rules hold for all of them:
+
+- *Cancelling* any call loses nothing: a cancelled `publish` may or may not have stored (repeat it with the same ids),
+  a cancelled `pull` leaves its messages to the next `pull`, a cancelled `settle` leaves them to their leases.
+- *Connection lost*: calls wait for the engine to come back up to their own time limit, then raise
+  `EngineUnavailable`, or `Unconfirmed` where the engine may have acted. No restart of the application is ever needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol, TypeAlias
+
+import msgspec
+
+Headers: TypeAlias = Mapping[str, str]
+
+Reason = Literal[
+    "handler_error", "timeout", "crash_loop", "undecodable", "invalid", "unknown_type", "expired", "rejected"
+]
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """A message on its way into the log."""
+
+    subject: str
+    body: bytes
+    headers: dict[str, str]
+    id: str
+    """Identity together with the subject: the same pair is stored once within the engine's dedupe window."""
+    not_before: float | None = None
+    """Seconds since 1970 before which no group gets it; None is now."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """Where a published message stands in the log."""
+
+    position: int
+    """Its place, rising with each message; 0 for one that waits for its `not_before`."""
+    duplicate: bool = False
+    """The id was known already: nothing new was stored."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A message as it stands in the log."""
+
+    position: int
+    subject: str
+    time: float
+    """When the engine stored it, seconds since 1970."""
+    headers: Headers
+    body: bytes
+
+
+class Delivery(msgspec.Struct, eq=False):
+    """One message leased to this connection for one group, until it is settled or the lease ends."""
+
+    entry: Entry
+    group: str
+    deliveries: int
+    """How often the engine has handed it out to this group, this time included; prefetch counts too."""
+    attempts: int
+    """How often a handler of this group has really tried and failed before (since the last redrive)."""
+    deadline: float
+    """`clock.monotonic()` after which nothing may be settled any more: the lease may be somebody else's."""
+    token: Any = None
+    """The engine's own note of where to settle it."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What went wrong, for people: kept with the retry and in the dead letter."""
+
+    error: str
+    """Type name of the exception, or a word for what happened without one."""
+    message: str
+    traceback: str = ""
+    handler: str = ""
+    host: str = ""
+    version: str = ""
+
+
+class Done(msgspec.Struct, frozen=True, eq=False):
+    """Handled; it never comes back to this group."""
+
+    delivery: Delivery
+
+
+class RetryAfter(msgspec.Struct, frozen=True, eq=False):
+    """The handler tried and failed: back to the group not before `delay` seconds, with one attempt more."""
+
+    delivery: Delivery
+    delay: float
+    failure: Failure
+
+
+class Dead(msgspec.Struct, frozen=True, eq=False):
+    """A person is needed: stored as a dead letter, then gone from the group."""
+
+    delivery: Delivery
+    reason: Reason
+    failure: Failure
+
+
+class Release(msgspec.Struct, frozen=True, eq=False):
+    """Handed back untouched after `delay` seconds; burns no attempt."""
+
+    delivery: Delivery
+    delay: float = 0.0
+
+
+Outcome: TypeAlias = Done | RetryAfter | Dead | Release
+
+
+class Skip(msgspec.Struct, frozen=True):
+    """Entries on `filter` with `since <= position <= upto` that another group had claimed already."""
+
+    filter: str
+    since: int
+    upto: int
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """One filter of a group, and from where on it wants what matches."""
+
+    filter: str
+    since: int = 1
+    """Position of the first entry wanted."""
+    skip: tuple[Skip, ...] = ()
+
+    def wants(self, subject: str, position: int) -> bool:
+        """Whether this claim hands the entry to its group."""
+        from .subjects import matches
+
+        return (
+            position >= self.since
+            and matches(self.filter, subject)
+            and not any(s.since <= position <= s.upto and matches(s.filter, subject) for s in self.skip)
+        )
+
+
+class Group(msgspec.Struct, frozen=True):
+    """A named set of competing readers, as an engine needs to know it."""
+
+    name: str
+    claims: tuple[Claim, ...]
+    lease: float = 30.0
+    """Seconds without `extend` after which a delivery goes to somebody else."""
+    paused: bool = False
+    """`pull` of a paused group waits and gets nothing."""
+
+    def wants(self, subject: str, position: int) -> bool:
+        """Whether any claim hands the entry to the group."""
+        return any(claim.wants(subject, position) for claim in self.claims)
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message that needs a person, with its original bytes and headers."""
+
+    group: str
+    entry: Entry
+    """The original; its `position` names the dead letter together with `group`."""
+    reason: Reason
+    failure: Failure
+    attempts: int
+    """Attempts made, the last one included; 0 when no handler ever ran."""
+    died: float
+    """Seconds since 1970."""
+
+    @property
+    def key(self) -> str:
+        """What `dlq show` and `dlq redrive` take: `group/position`."""
+        return f"{self.group}/{self.entry.position}"
+
+
+class GroupState(msgspec.Struct, frozen=True):
+    """What one group has to do with one entry."""
+
+    state: Literal["waiting", "leased", "retrying", "done", "dead", "not wanted"]
+    detail: str = ""
+    """By whom, until when, why: one short sentence, may be empty."""
+
+
+class GroupStats(msgspec.Struct, frozen=True):
+    """Counts of one group. `waiting + leased + delayed` is everything not yet handled."""
+
+    waiting: int
+    """Ready and not handed out."""
+    leased: int
+    """In the hands of a reader (on engines that cannot tell: delayed ones too)."""
+    delayed: int
+    """Waiting for their retry time, as far as the engine can tell them from leased ones."""
+    dead: int
+    pulling: int
+    """Readers that are waiting for messages right now."""
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Counts of one namespace."""
+
+    messages: int
+    bytes: int
+    first: int
+    """Position of the oldest entry still stored (of an empty log: where it would be)."""
+    last: int
+    """Position of the newest entry, 0 when there never was one."""
+    groups: dict[str, GroupStats]
+    limit: int = -1
+    """Bytes the store may hold, -1 for no limit of its own."""
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A small piece of shared state and its revision."""
+
+    value: bytes
+    revision: int
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """The answer to a request, as it came."""
+
+    body: bytes
+    headers: Headers
+
+
+Responder: TypeAlias = Callable[[str, bytes, Headers], Awaitable[Reply]]
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """What `listen` yields: something said on a live channel."""
+
+    channel: str
+    body: bytes
+    headers: Headers
+
+
+class Engine(Protocol):
+    """A connection to one namespace of whatever carries the messages. See the module's text for the common rules."""
+
+    description: str
+    """For people: kind, address without password, namespace."""
+    durable: bool
+    """Whether stored messages outlive the process that holds them; the one declared difference between engines."""
+    max_message: int
+    """Bytes that body, subject and headers of one message may have together."""
+
+    async def open(self) -> None:
+        """Connect and create what the namespace needs; idempotent.
+
+        Raises `EngineUnavailable` naming the address, the likely cause and what to do, within 10 seconds.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Hand back what was pulled and not settled, end all waiting calls with `Closed`, disconnect; idempotent."""
+        ...
+
+    async def declare(self, groups: Sequence[Group]) -> None:
+        """Make sure the groups exist as described; idempotent, and safe from many processes at once.
+
+        An existing group keeps its place. A claim that is new to it also hands it what is already stored from the
+        claim's `since` on. Claims are never taken away here; `paused` is applied at once.
+        """
+        ...
+
+    async def forget(self, group: str) -> None:
+        """Remove a group with its place, its retries and its dead letters; unknown ones are no error."""
+        ...
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Stored]:
+        """Store all, in their order, and return when the last is as durable as the engine's setting promises.
+
+        Raises `TooLarge` or `InvalidMessage` before anything is sent; `StoreFull`; `Unconfirmed` when no answer came
+        after repeating with the same ids for `timeout` seconds of the engine (10 by default). Then some may be
+        stored; repeating them all is safe.
+        """
+        ...
+
+    async def pull(self, group: str, limit: int, wait: float) -> list[Delivery]:
+        """Lease up to `limit` messages; wake as soon as one is there, `[]` after `wait` seconds.
+
+        Never waits for a batch to fill. None of them is leased to anybody else. The engine may hold up to as many more
+        for the next `pull` of this connection, whose leases it keeps itself. Raises `Conflict` for a group that is
+        not declared.
+        """
+        ...
+
+    async def stop_pulling(self, group: str) -> None:
+        """Ask for no more and hand back, at once and without burning an attempt, what waits here for a `pull`."""
+        ...
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """Say what became of deliveries, many at a time.
+
+        `Done` is final (an engine may repeat the last fraction of a second of them after a crash of its server).
+        `RetryAfter` and `Dead` are stored before the delivery is given up: a crash in between repeats the delivery,
+        and never gives a second dead letter for one message and group. A delivery whose lease has moved on to
+        somebody else is ignored. Raises `EngineUnavailable` when the engine cannot be reached; repeating is safe.
+        """
+        ...
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Start their leases again from now and move their `deadline`; lost ones are ignored."""
+        ...
+
+    async def read(self, filters: Sequence[str], after: int, limit: int, wait: float = 0.0) -> list[Entry]:
+        """The stored entries behind position `after` that match any filter, oldest first, `limit` at most.
+
+        With `wait`, returns as soon as there is one, or `[]` after that many seconds. Changes nothing for any group.
+        """
+        ...
+
+    async def subjects(self, filter: str) -> dict[str, int]:
+        """The subjects of stored entries that match `filter`, with the number of entries on each."""
+        ...
+
+    async def states(self, entry: Entry) -> dict[str, GroupState]:
+        """For each declared group, what it has to do with this entry (`tidings explain`)."""
+        ...
+
+    async def dead_letters(self, group: str | None = None, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters of one group or all, by rising original position behind `after`; pages while growing."""
+        ...
+
+    async def redrive(self, letters: Sequence[DeadLetter]) -> int:
+        """Put each back to the one group that failed, with no attempts counted, and remove the dead letter: one step.
+
+        Returns how many were moved; one that somebody else moved or discarded first is left out, so that repeating
+        redrives nothing twice.
+        """
+        ...
+
+    async def discard(self, letters: Sequence[DeadLetter]) -> int:
+        """Remove dead letters for good; returns how many were there."""
+        ...
+
+    async def broadcast(self, channel: str, body: bytes, headers: Headers) -> int | bool | None:
+        """Say something to whoever listens now: the number of listeners, or True (heard), False (nobody), or None
+        (the engine cannot know). At most once; never blocks on a slow listener."""
+        ...
+
+    def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal]]:
+        """Hear what is said on the channels (filters). Once entered, everything said later arrives, in order per
+        sender, as long as the connection lives; a lost connection is re-established and what was said meanwhile is
+        missed."""
+        ...
+
+    async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
+        """Ask one responder. Raises `NoResponder` at once when there is none, `RequestTimeout` after `timeout`
+        seconds."""
+        ...
+
+    def serve(self, subject: str, group: str, responder: Responder) -> AbstractAsyncContextManager[None]:
+        """Answer requests of `subject` (a filter) while entered; those of one `group` share the requests."""
+        ...
+
+    async def recall(self, key: str) -> Record | None:
+        """The shared state under `key`, or None."""
+        ...
+
+    async def register(self, key: str, value: bytes, revision: int) -> int:
+        """Write shared state if its revision is still `revision` (0: not there yet); returns the new one.
+
+        Raises `Conflict` when somebody else wrote first. An answer that was lost is found out by reading again.
+        """
+        ...
+
+    async def stats(self) -> Stats:
+        """Counts of the namespace; exact when nothing moves."""
+        ...

@@ -1,0 +1,94 @@
+"""SEAM 2, the unit of work: one transaction of a user's database around one or more messages.
+
+The worker owns the transaction. It begins a unit, asks which messages are new (`fresh`), gives the handler the
+unit's connection, hands the handler's follow-ups to `stage`, and commits: effects, inbox marks and follow-ups become
+visible together or not at all. Afterwards it acknowledges the message; a crash in between brings the message back,
+and `fresh` says that it is known.
+
+`tidings.sql` implements the seam for SQLAlchemy (async and sync sessions, SQLite and PostgreSQL); other ways to a
+database (Django's ORM, plain drivers) can join by implementing `Units`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import msgspec
+
+from .engine import Outgoing
+
+
+class InboxKey(msgspec.Struct, frozen=True, order=True):
+    """What makes a handled message recognisable for ever: who handled it, and the message's identity."""
+
+    group: str
+    subject: str
+    id: str
+
+
+class Unit(Protocol):
+    """One open transaction. Everything said to it happens with `commit` or not at all."""
+
+    connection: Any
+    """What the handler gets: of the type its annotation names. Its `commit` and `rollback` raise."""
+
+    async def fresh(self, keys: Sequence[InboxKey]) -> set[InboxKey]:
+        """Mark the messages as handled and return those that were not.
+
+        If another open transaction marks one of them, waits for its end. Keys are written in sorted order, so that
+        two workers never deadlock here.
+        """
+        ...
+
+    async def stage(self, messages: Sequence[Outgoing]) -> None:
+        """Put follow-ups into the outbox. They leave after the commit."""
+        ...
+
+    async def commit(self) -> None:
+        """Make it all durable. Raises what the database raises; after a lost connection the outcome is unknown and
+        the inbox decides on the next delivery."""
+        ...
+
+    async def rollback(self) -> None:
+        """Undo everything; safe after a failed commit and on a broken connection."""
+        ...
+
+
+class Units(Protocol):
+    """Where units of work come from: one database."""
+
+    description: str
+    """For people: the database's URL without password."""
+
+    def accepts(self, annotation: object) -> bool:
+        """Whether a handler parameter of this type is given this database's connection."""
+        ...
+
+    def begin(self, annotation: object) -> AbstractAsyncContextManager[Unit]:
+        """A new transaction for a handler with that annotation. Leaving the context without `commit` rolls back and
+        gives the connection back to its pool, also on cancel."""
+        ...
+
+    def transient(self, error: BaseException) -> bool:
+        """Whether `error` says something about the database being away or busy rather than about the message:
+        connection lost, deadlock, serialization failure, locked. Such failures burn no attempt."""
+        ...
+
+    async def prepare(self) -> None:
+        """Check the framework's tables; SQLite's are created here. Raises `DatabaseBehind` naming the command."""
+        ...
+
+    async def unsent(self, limit: int) -> list[Outgoing]:
+        """Lease up to `limit` staged messages that nobody has sent for a while, oldest first: leftovers of crashed
+        processes. Two relays never get the same one at the same time."""
+        ...
+
+    async def mark_sent(self, messages: Sequence[Outgoing]) -> None:
+        """They are in the log: take them out of the outbox."""
+        ...
+
+    async def close(self) -> None:
+        """Give up what the units hold besides the user's own engine; idempotent."""
+        ...
