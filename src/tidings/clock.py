@@ -83,7 +83,12 @@ class ManualClock:
             await asyncio.sleep(0)
             return
         done = asyncio.get_running_loop().create_future()
-        timer = self.call_later(seconds, lambda: done.done() or done.set_result(None))
+
+        def wake() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        timer = self.call_later(seconds, wake)
         try:
             await done
         finally:
@@ -119,13 +124,13 @@ class ManualClock:
 
 
 @asynccontextmanager
-async def timeout(clock: Clock, seconds: float | None) -> AsyncIterator[None]:
-    """`asyncio.timeout`, measured by `clock`; raises `TimeoutError`."""
+async def timeout(clock: Clock, seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
+    """`asyncio.timeout`, measured by `clock`; raises `TimeoutError`, and then what it yields says `expired()`."""
     async with asyncio.timeout(None) as scope:
         loop = asyncio.get_running_loop()
         timer = None if seconds is None else clock.call_later(seconds, lambda: scope.reschedule(loop.time()))
         try:
-            yield
+            yield scope
         finally:
             if timer is not None:
                 timer.cancel()

@@ -105,6 +105,11 @@ class Dead(msgspec.Struct, frozen=True, eq=False):
     reason: Reason
     failure: Failure
 
+    @property
+    def attempts(self) -> int:
+        """What the dead letter says: the attempts counted before, and this one if a handler ran."""
+        return self.delivery.attempts + (self.reason in ("handler_error", "timeout", "crash_loop", "rejected"))
+
 
 class Release(msgspec.Struct, frozen=True, eq=False):
     """Handed back untouched after `delay` seconds; burns no attempt."""
@@ -241,12 +246,20 @@ class Signal(msgspec.Struct, frozen=True):
 class Engine(Protocol):
     """A connection to one namespace of whatever carries the messages. See the module's text for the common rules."""
 
-    description: str
-    """For people: kind, address without password, namespace."""
-    durable: bool
-    """Whether stored messages outlive the process that holds them; the one declared difference between engines."""
-    max_message: int
-    """Bytes that body, subject and headers of one message may have together."""
+    @property
+    def description(self) -> str:
+        """For people: kind, address without password, namespace."""
+        ...
+
+    @property
+    def durable(self) -> bool:
+        """Whether stored messages outlive the process that holds them; the one declared difference between engines."""
+        ...
+
+    @property
+    def max_message(self) -> int:
+        """Bytes that body, subject and headers of one message may have together."""
+        ...
 
     async def open(self) -> None:
         """Connect and create what the namespace needs; idempotent.

@@ -69,8 +69,10 @@ def _problem(subject: str, *, wildcards: bool) -> str | None:
         if not part:
             return "it has an empty token (a dot too many)"
         if "*" in part or ">" in part:
-            return "a wildcard stands for a whole token ('orders.*'), never for a part of one" if wildcards else (
-                "wildcards belong into filters"
+            return (
+                "a wildcard stands for a whole token ('orders.*'), never for a part of one"
+                if wildcards
+                else ("wildcards belong into filters")
             )
         if not _TOKEN.match(part):
             return f"{part[:40]!r} has a character other than printable ASCII without spaces and commas"

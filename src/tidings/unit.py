@@ -11,7 +11,7 @@ database (Django's ORM, plain drivers) can join by implementing `Units`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -33,6 +33,13 @@ class Unit(Protocol):
 
     connection: Any
     """What the handler gets: of the type its annotation names. Its `commit` and `rollback` raise."""
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a plain function where `connection` may be used (a sync session: in the unit's own thread).
+
+        Cancelling waits for the function's end, because a thread cannot be stopped; its result is dropped.
+        """
+        ...
 
     async def fresh(self, keys: Sequence[InboxKey]) -> set[InboxKey]:
         """Mark the messages as handled and return those that were not.

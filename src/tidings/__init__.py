@@ -1,0 +1,79 @@
+"""Tidings: asynchronous messaging for Python applications, with a real broker inside.
+
+bus = tidings.Bus("todo")
+
+class NewItem(tidings.Event, subject="events.todo.newitem"):
+    item: str
+
+@bus.on(NewItem, group="save")
+async def save(new: NewItem) -> None: ...
+
+await bus.publish(NewItem(item="write the docs"))
+"""
+
+from .bus import Bus
+from .errors import (
+    BrokerError,
+    Closed,
+    ConfigError,
+    Conflict,
+    DatabaseBehind,
+    DatabaseError,
+    DecodeError,
+    EngineError,
+    EngineUnavailable,
+    InvalidMessage,
+    MissingExtra,
+    NoResponder,
+    PublishInTransaction,
+    RemoteError,
+    RequestError,
+    RequestTimeout,
+    StoreFull,
+    TidingsError,
+    TooLarge,
+    Unconfirmed,
+)
+from .events import Event, Request, event, request
+from .message import Message
+from .publisher import Receipt
+from .retry import NEVER, Outcome, Reject, RetryLater, RetryPolicy
+from .settings import Settings
+from .version import __version__
+
+__all__ = [
+    "NEVER",
+    "BrokerError",
+    "Bus",
+    "Closed",
+    "ConfigError",
+    "Conflict",
+    "DatabaseBehind",
+    "DatabaseError",
+    "DecodeError",
+    "EngineError",
+    "EngineUnavailable",
+    "Event",
+    "InvalidMessage",
+    "Message",
+    "MissingExtra",
+    "NoResponder",
+    "Outcome",
+    "PublishInTransaction",
+    "Receipt",
+    "Reject",
+    "RemoteError",
+    "Request",
+    "RequestError",
+    "RequestTimeout",
+    "RetryLater",
+    "RetryPolicy",
+    "Settings",
+    "StoreFull",
+    "TidingsError",
+    "TooLarge",
+    "Unconfirmed",
+    "__version__",
+    "event",
+    "request",
+]

@@ -1,0 +1,352 @@
+"""The bus: the one object an application talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .clock import Clock, SystemClock
+from .codec import codec_for
+from .engine import Engine
+from .errors import ConfigError, PublishInTransaction
+from .events import Request, require_spec, spec_of
+from .handling import in_transaction
+from .message import encode_header
+from .publisher import Receipt
+from .registry import Handler, HandlerOptions, Provider, Registry, Start, filters_of
+from .retry import RetryPolicy
+from .running import Running
+from .settings import Settings, load
+from .subjects import check_filter, check_subject, matches
+from .sync import SyncPublisher
+
+if TYPE_CHECKING:
+    from .push import Endpoint, Visible
+    from .sql import StagedOutbox
+    from .worker import Worker
+
+log = logging.getLogger("tidings")
+
+F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
+
+
+class Bus:
+    """Publishes events, and knows the handlers that take them.
+
+    `name` is the application's name; it becomes the `ce-source` of what it publishes. `url` is the engine's
+    (`embedded:`, `nats://…`, `memory:`; by default the setting `TIDINGS_URL`, else the embedded broker in `.tidings`
+    at the project's root). `roots` are the subjects that are durable. `sessions` (an `async_sessionmaker`) and
+    `sync_sessions` (a `sessionmaker`) give handlers their database.
+
+    Making a bus connects to nothing. The first use connects; `lifespan`, or `async with bus:`, says when and also
+    closes. A bus belongs to one event loop at a time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        url: str | None = None,
+        namespace: str | None = None,
+        roots: Sequence[str] = ("events.>",),
+        sessions: Any = None,
+        sync_sessions: Any = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if not name:
+            raise ConfigError("a bus needs the application's name: Bus('todo')")
+        self.name = name
+        self.roots = tuple(check_filter(root) for root in roots)
+        self.registry = Registry()
+        self.clock: Clock = SystemClock()
+        self._given: dict[str, Any] = {"url": url, "namespace": namespace}
+        self._settings = settings
+        self.sessions = [maker for maker in (sessions, sync_sessions) if maker is not None]
+        self._pushed: list[str] = []
+        self._running: Running | None = None
+        self._connecting = asyncio.Lock()
+        self._sync = SyncPublisher(self)
+
+    # --- settings -------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force; read from the environment and pyproject.toml at first use."""
+        if self._settings is None:
+            self._settings = load(**self._given)
+        return self._settings
+
+    def configure(self, **settings: Any) -> None:
+        """Override settings from a command line before the bus connects; None leaves one as it is."""
+        self._given.update({name: value for name, value in settings.items() if value is not None})
+        self._settings = load(**self._given)
+
+    # --- handlers -------------------------------------------------------------------------------------------------
+
+    def on(
+        self,
+        *what: Any,
+        group: str,
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+        concurrency: int | None = None,
+        start: Start = "unclaimed",
+    ) -> Callable[[F], F]:
+        """Handle events, given as event classes or subject filters.
+
+        The function's parameters are given by annotation: the event, `Message`, an SQLAlchemy session, whatever
+        `provide` offers. Events it returns are published when, and only if, it has succeeded. For the options see
+        `HandlerOptions`.
+        """
+        options = HandlerOptions(group, retry, timeout, concurrency, start)
+
+        def decorate(function: F) -> F:
+            self.registry.add_handler(Handler(function, what, options))
+            return function
+
+        return decorate
+
+    def reply(self, request: type, *, timeout: float | None = None) -> Callable[[F], F]:
+        """Answer requests of this class; replicas share them. What the function returns is the answer, what it raises
+        reaches the asker as `RemoteError`. A transaction it takes is committed before the answer leaves."""
+        spec = require_spec(request)
+        if not spec.is_request:
+            raise ConfigError(
+                f"{request.__name__} is an event: handle it with @bus.on; a request derives from Request[…]"
+            )
+
+        def decorate(function: F) -> F:
+            if spec.subject in self.registry.responders:
+                raise ConfigError(
+                    f"{spec.subject!r} is already answered by {self.registry.responders[spec.subject].name}"
+                )
+            self.registry.know(spec)
+            self.registry.responders[spec.subject] = Handler(
+                function, [request], HandlerOptions(self.name, timeout=timeout)
+            )
+            return function
+
+        return decorate
+
+    def listen(self, *channels: str) -> Callable[[F], F]:
+        """Hear what is said on live channels while a worker of this bus runs. Every listening process hears it all;
+        nothing is stored, nothing is retried, what is missed is gone."""
+        filters = [check_filter(channel) for channel in channels]
+        if not filters:
+            raise ConfigError("say which channels to listen to: @bus.listen('prices.*')")
+
+        def decorate(function: F) -> F:
+            self.registry.listeners.append(Handler(function, filters, HandlerOptions("live")))
+            return function
+
+        return decorate
+
+    def provide(self, factory: Provider) -> Provider:
+        """Offer handlers values of the type that `factory`'s return annotation names. Called for each message; a
+        generator's value lives until its message is done."""
+        self.registry.add_provider(factory)
+        return factory
+
+    # --- publishing -----------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        what: Any,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        id: str | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        now: bool = False,
+    ) -> Receipt:
+        """Store an event, given as an event object or as subject and plain body.
+
+        Returns when the engine has it as durably as its setting says (the embedded broker: on the disk). With `delay`
+        (seconds) or `at` it is stored now and handed out then. Raises `InvalidMessage` before anything is sent,
+        `StoreFull`, `EngineUnavailable`, and `Unconfirmed` when no answer came within the engine's time limit: then
+        publish again with the receipt's id. Cancelling leaves it open whether the event is stored.
+
+        Inside a handler with a transaction it raises `PublishInTransaction`, unless `now=True` says that the event
+        shall leave whatever becomes of the transaction.
+        """
+        if in_transaction.get() and not now:
+            raise PublishInTransaction
+        running = await self.connect()
+        message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at)
+        return (await running.publisher.send([message]))[0]
+
+    async def publish_many(self, events: Iterable[Any]) -> list[Receipt]:
+        """Store many events in their order; faster than one `publish` after the other.
+
+        All are checked before the first is sent. After an error some may be stored; `Unconfirmed.receipts` has the
+        ids of all, to publish them again.
+        """
+        if in_transaction.get():
+            raise PublishInTransaction
+        running = await self.connect()
+        return await running.publisher.send([running.publisher.compose(event) for event in events])
+
+    def publish_sync(self, what: Any, body: Any = None, *, timeout: float = 30.0, **options: Any) -> Receipt:
+        """`publish` for threads and WSGI applications; takes the same options and raises the same errors.
+
+        Inside a running event loop it raises `ConfigError`, because it would block it. Safe after a fork.
+        """
+        return self._sync.publish(what, body, timeout, options)
+
+    def outbox(self, session: Any) -> StagedOutbox:
+        """Publish with a transaction of your own: `await bus.outbox(session).publish(event)` writes a row into the
+        session's transaction; the event leaves after your commit, or not at all."""
+        from .sql import StagedOutbox
+
+        return StagedOutbox(self, session)
+
+    # --- live -----------------------------------------------------------------------------------------------------
+
+    async def broadcast(self, channel: str, body: Any) -> int | bool | None:
+        """Say something to who listens now: how many heard it where the engine counts, else True (heard), False
+        (nobody) or None (it cannot know). Not stored; the channel must lie outside the durable subjects."""
+        check_subject(channel)
+        if any(matches(root, channel) for root in self.roots):
+            raise ConfigError(
+                f"{channel!r} is durable: publish to it, or broadcast on a channel outside {', '.join(self.roots)}"
+            )
+        running = await self.connect()
+        payload = body if isinstance(body, bytes) else codec_for(Any).encode(body)
+        return await running.engine.broadcast(channel, payload, {"ce-source": encode_header(self.name)})
+
+    @overload
+    async def request(self, request: Request[R], *, timeout: float = 5.0) -> R: ...
+
+    @overload
+    async def request(self, request: Any, *, timeout: float = 5.0) -> Any: ...
+
+    async def request(self, request: Any, *, timeout: float = 5.0) -> Any:
+        """Ask, and return the typed answer.
+
+        Raises `NoResponder` at once when nobody answers such requests, `RequestTimeout` after `timeout` seconds,
+        `RemoteError` when the responder raised. Cancelling forgets the question; a late answer reaches nobody.
+        """
+        from .requests import ask
+
+        running = await self.connect()
+        return await ask(running.engine, request, source=self.name, wait=timeout)
+
+    def push(self, *events: Any, visible: Visible | None = None) -> Endpoint:
+        """An endpoint that pushes these events (classes or filters) to browsers as server-sent events with resume:
+        `app.add_route("/push", bus.push(ItemSaved))`. `visible(message, request)` decides who sees what."""
+        from .push import Push
+
+        filters = filters_of(events)
+        for spec in filter(None, map(spec_of, events)):
+            self.registry.know(spec)
+        self._pushed.extend(filters)
+
+        async def hub() -> Any:
+            return (await self.connect()).hub(filters)
+
+        return Push(hub, lambda entry: self._ready().decode(entry), visible).endpoint()
+
+    # --- connecting -----------------------------------------------------------------------------------------------
+
+    async def connect(self) -> Running:
+        """Connect if it has not happened yet, and declare all groups of this bus.
+
+        Raises `ConfigError` for handlers that cannot work and `EngineUnavailable` when nobody answers.
+        """
+        if self._running is not None:
+            return self._running
+        async with self._connecting:
+            if self._running is None:
+                self._running = await Running.start(self, self._pushed)
+            return self._running
+
+    def _ready(self) -> Running:
+        if self._running is None:
+            raise ConfigError("the bus is not connected")
+        return self._running
+
+    @property
+    def connected(self) -> Running | None:
+        """The connection, or None."""
+        return self._running
+
+    async def close(self) -> None:
+        """Stop workers (drained), send what is committed, disconnect; idempotent. The next use connects again."""
+        running, self._running = self._running, None
+        self._connecting = asyncio.Lock()  # a lock stays bound to its loop, and the next use may be in another one
+        if running is not None:
+            await running.close()
+
+    def forget_connection(self) -> None:
+        """After a fork: leave the parent's connection alone, the next use makes one of our own."""
+        self._running = None
+        self._connecting = asyncio.Lock()
+
+    async def __aenter__(self) -> Bus:
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def work(self, groups: Sequence[str] | None = None) -> Worker:
+        """Start handling in this process, all groups or those named; ends with `close`."""
+        return await (await self.connect()).work(groups)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the connected bus."""
+        return self._ready().engine
+
+    @property
+    def lifespan(self) -> Lifespan:
+        """For `Starlette(lifespan=bus.lifespan)`, `FastAPI(lifespan=bus.lifespan(workers=True))`."""
+        return Lifespan(self, workers=False)
+
+    @asynccontextmanager
+    async def replaced(self, running: Running, clock: Clock) -> AsyncIterator[None]:
+        """Run on another connection and clock for a while; for tests (`tidings.testing.TestBus`)."""
+        before = self._running, self.clock
+        self._running, self.clock = running, clock
+        try:
+            yield
+        finally:
+            self._running, self.clock = before
+            with contextlib.suppress(Exception):
+                await running.close()
+
+    def __repr__(self) -> str:
+        return f"<Bus {self.name!r}>"
+
+
+class Lifespan:
+    """Connects while an ASGI application runs; with `workers=True` its handlers run in the same process."""
+
+    def __init__(self, bus: Bus, *, workers: bool) -> None:
+        self._bus = bus
+        self._workers = workers
+
+    @overload
+    def __call__(self, app: None = None, *, workers: bool) -> Lifespan: ...
+
+    @overload
+    def __call__(self, app: Any) -> AbstractAsyncContextManager[None]: ...
+
+    def __call__(self, app: Any = None, *, workers: bool | None = None) -> Any:
+        if app is None:
+            return Lifespan(self._bus, workers=self._workers if workers is None else workers)
+        return self._run()
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        async with self._bus:
+            if self._workers:
+                await self._bus.work()
+            yield

@@ -1,0 +1,284 @@
+"""The claims ledger: who wants what, since when.
+
+One small compare-and-swap record per namespace. Starting any process of a bus declares all its groups in one write;
+declarations only ever add, so that an old process restarting beside a new one takes nothing away. Narrowing and
+removing are acts of a person.
+
+From the ledger follow what is *unclaimed* (stored, and covered by no group's claim), where a new group begins, and
+why a group does or does not get a message (`tidings explain`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from .engine import Claim, Engine, Entry, Group, GroupState, Skip
+from .errors import ConfigError, Conflict, EngineError
+from .registry import Start
+from .subjects import covers, matches, overlap
+
+_KEY: Final = "claims"
+_LAYOUT: Final = 1
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """A group as a bus declares it."""
+
+    name: str
+    filters: tuple[str, ...]
+    start: Start = "unclaimed"
+    emits: tuple[str, ...] = ()
+
+
+class Claimant(msgspec.Struct, frozen=True):
+    """A group as the ledger knows it."""
+
+    claims: tuple[Claim, ...]
+    emits: tuple[str, ...] = ()
+    paused: bool = False
+    removed: bool = False
+    """Its claims stay, so that its history does not look unclaimed; it gets nothing any more."""
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """The record."""
+
+    layout: int = _LAYOUT
+    groups: dict[str, Claimant] = {}
+    readers: dict[str, tuple[str, ...]] = {}
+    """Subjects that somebody reads without a group (push): not alarmed as unclaimed."""
+
+    def living(self, lease: float) -> list[Group]:
+        """The groups as the engine is told them."""
+        return [
+            Group(name, claimant.claims, lease, claimant.paused)
+            for name, claimant in self.groups.items()
+            if not claimant.removed
+        ]
+
+    def claimed(self, subject: str, position: int) -> bool:
+        """Whether any group, living or removed, has ever claimed this entry."""
+        return any(
+            position >= claim.since and matches(claim.filter, subject)
+            for claimant in self.groups.values()
+            for claim in claimant.claims
+        )
+
+    def read(self, subject: str) -> bool:
+        """Whether a reader has the subject."""
+        return any(matches(filter, subject) for filters in self.readers.values() for filter in filters)
+
+
+class Unclaimed(msgspec.Struct, frozen=True):
+    """Entries of one subject that nobody has claimed."""
+
+    subject: str
+    count: int
+    first: int
+    """Position of the oldest."""
+
+
+async def load(engine: Engine) -> tuple[Ledger, int]:
+    """The ledger and its revision (0: not there yet). Raises `ConfigError` for a layout this version does not know."""
+    record = await engine.recall(_KEY)
+    if record is None:
+        return Ledger(), 0
+    layout = msgspec.json.decode(record.value, type=dict).get("layout")
+    if layout != _LAYOUT:
+        raise ConfigError(
+            f"this namespace was written by another version of Tidings (layout {layout}, this one knows {_LAYOUT}): "
+            "use that version, or another namespace"
+        )
+    return msgspec.json.decode(record.value, type=Ledger), record.revision
+
+
+async def declare(
+    engine: Engine, wishes: Sequence[Wish], *, lease: float, readers: dict[str, tuple[str, ...]] | None = None
+) -> Ledger:
+    """Add groups (and readers) to the ledger and make sure that the engine has all living groups.
+
+    Safe from many processes at once; a crash in between is mended by the next declaration of anybody.
+    """
+    while True:
+        ledger, revision = await load(engine)
+        wanted = await _joined(engine, ledger, wishes, readers or {})
+        if wanted == ledger and revision:
+            break
+        if await _write(engine, wanted, revision):
+            ledger = wanted
+            break
+    await engine.declare(ledger.living(lease))
+    return ledger
+
+
+async def change(
+    engine: Engine, group: str, *, lease: float, paused: bool | None = None, removed: bool = False
+) -> None:
+    """Pause, resume or remove a group. Raises `ConfigError` for one the ledger does not know."""
+    while True:
+        ledger, revision = await load(engine)
+        old = ledger.groups.get(group)
+        if old is None or old.removed:
+            known = ", ".join(name for name, claimant in ledger.groups.items() if not claimant.removed) or "none"
+            raise ConfigError(f"there is no group {group!r}; there are: {known}")
+        new = msgspec.structs.replace(old, paused=old.paused if paused is None else paused, removed=removed)
+        wanted = msgspec.structs.replace(ledger, groups={**ledger.groups, group: new})
+        if wanted == ledger or await _write(engine, wanted, revision):
+            break
+    if removed:
+        await engine.forget(group)
+    else:
+        await engine.declare([g for g in wanted.living(lease) if g.name == group])
+
+
+async def unclaimed(engine: Engine, ledger: Ledger) -> list[Unclaimed]:
+    """What is stored and nobody has ever claimed, by subject; subjects that a reader has are left out."""
+    found = []
+    for subject, count in (await engine.subjects(">")).items():
+        if ledger.read(subject):
+            continue
+        since = _claimed_since(ledger, subject)
+        if since == 0:
+            continue
+        first = await engine.read([subject], 0, 1)
+        if not first or (since is not None and first[0].position >= since):
+            continue
+        if since is not None:
+            count = await _count_below(engine, subject, since)
+        found.append(Unclaimed(subject, count, first[0].position))
+    return found
+
+
+async def explain(engine: Engine, ledger: Ledger, entry: Entry) -> dict[str, GroupState]:
+    """For each group of the ledger, what it has to do with the entry, and why."""
+    states = await engine.states(entry)
+    answer = {}
+    for name, claimant in ledger.groups.items():
+        if claimant.removed:
+            answer[name] = GroupState("not wanted", "the group was removed")
+            continue
+        state = states.get(name)
+        if state is None or state.state == "not wanted":
+            state = GroupState("not wanted", _why_not(ledger, name, claimant, entry))
+        answer[name] = state
+    return answer
+
+
+def _why_not(ledger: Ledger, name: str, claimant: Claimant, entry: Entry) -> str:
+    claims = [claim for claim in claimant.claims if matches(claim.filter, entry.subject)]
+    if not claims:
+        return f"it listens to {', '.join(c.filter for c in claimant.claims)}"
+    since = min(claim.since for claim in claims)
+    others = [
+        other
+        for other, theirs in ledger.groups.items()
+        if other != name and any(c.wants(entry.subject, entry.position) for c in theirs.claims)
+    ]
+    had = f", because {' and '.join(others)} had claimed the subject" if others else ""
+    if entry.position < since:
+        return f"it began with position {since}, after this message{had}"
+    return f"it was declared later{had}"
+
+
+async def _joined(
+    engine: Engine, ledger: Ledger, wishes: Sequence[Wish], readers: dict[str, tuple[str, ...]]
+) -> Ledger:
+    """The ledger with the wishes added. The log's end is read first: what is stored later belongs to the new claims."""
+    groups = dict(ledger.groups)
+    last: int | None = None
+    for wish in wishes:
+        old = groups.get(wish.name)
+        if old is None or old.removed:
+            old = Claimant(())
+        claims = list(old.claims)
+        for filter in wish.filters:
+            if any(covers(claim.filter, filter) for claim in claims):
+                continue
+            if last is None:
+                last = (await engine.stats()).last
+            claims.append(await _begin(engine, ledger, wish, filter, last))
+        emits = tuple(dict.fromkeys((*old.emits, *wish.emits)))
+        groups[wish.name] = msgspec.structs.replace(old, claims=tuple(claims), emits=emits, removed=False)
+    merged = dict(ledger.readers)
+    for name, filters in readers.items():
+        merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *filters)))
+    return msgspec.structs.replace(ledger, groups=groups, readers=merged)
+
+
+async def _begin(engine: Engine, ledger: Ledger, wish: Wish, filter: str, last: int) -> Claim:
+    """Where a new claim starts, by the group's start policy; `ledger` is the one before this declaration."""
+    if wish.start == "latest":
+        return Claim(filter, last + 1)
+    if wish.start == "earliest":
+        return Claim(filter, 1)
+    older = [
+        claim
+        for name, claimant in ledger.groups.items()
+        for claim in claimant.claims
+        if name != wish.name and overlap(claim.filter, filter)
+    ]
+    since = await _first_unclaimed(engine, filter, older)
+    if since is None:
+        return Claim(filter, last + 1)
+    skip = tuple(Skip(claim.filter, claim.since, last) for claim in older if claim.since <= last)
+    return Claim(filter, since, skip)
+
+
+async def _first_unclaimed(engine: Engine, filter: str, older: list[Claim]) -> int | None:
+    """Position of the first entry on `filter` that no older claim covers."""
+    first = await engine.read([filter], 0, 1)
+    if not first:
+        return None
+    entry = first[0]
+    if not any(claim.since <= entry.position and matches(claim.filter, entry.subject) for claim in older):
+        return entry.position
+    if any(claim.since <= entry.position and covers(claim.filter, filter) for claim in older):
+        return None
+    found: list[int] = []
+    for subject in await engine.subjects(filter):
+        since = min((claim.since for claim in older if matches(claim.filter, subject)), default=None)
+        oldest = await engine.read([subject], 0, 1)
+        if oldest and (since is None or oldest[0].position < since):
+            found.append(oldest[0].position)
+    return min(found, default=None)
+
+
+def _claimed_since(ledger: Ledger, subject: str) -> int | None:
+    """From which position on the subject is claimed: 0 for wholly, None for never."""
+    since = [
+        claim.since
+        for claimant in ledger.groups.values()
+        for claim in claimant.claims
+        if matches(claim.filter, subject)
+    ]
+    if not since:
+        return None
+    return 0 if min(since) <= 1 else min(since)
+
+
+async def _count_below(engine: Engine, subject: str, position: int) -> int:
+    count, after = 0, 0
+    while page := await engine.read([subject], after, 1000):
+        below = sum(entry.position < position for entry in page)
+        count += below
+        if below < len(page):
+            break
+        after = page[-1].position
+    return count
+
+
+async def _write(engine: Engine, ledger: Ledger, revision: int) -> bool:
+    """Whether the write won; a lost answer counts as lost, and the next round finds out by reading."""
+    try:
+        await engine.register(_KEY, msgspec.json.encode(ledger), revision)
+    except Conflict:
+        await asyncio.sleep(0)
+        return False
+    except EngineError:
+        now, _ = await load(engine)
+        return now == ledger
+    return True

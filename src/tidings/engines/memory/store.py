@@ -1,0 +1,279 @@
+"""The memory engine's server: everything that connections share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from tidings.clock import Clock, SystemClock
+from tidings.engine import (
+    Claim,
+    Dead,
+    DeadLetter,
+    Delivery,
+    Entry,
+    Group,
+    GroupState,
+    Outcome,
+    Outgoing,
+    Record,
+    Release,
+    RetryAfter,
+    Stats,
+    Stored,
+)
+from tidings.errors import Conflict, StoreFull
+
+from .bell import Bell
+from .dead import DeadLetters
+from .group import GroupQueue
+from .live import Channels, Servers
+from .log import Log, check, size_of
+
+_log: Final = logging.getLogger("tidings.memory")
+
+MAX_MESSAGE: Final = 1024 * 1024
+_SHARE_FOR_PUBLISHERS: Final = 0.9
+
+
+class MemoryStore:
+    """What a server would hold: log, groups, dead letters, shared state, channels and responders.
+
+    Belongs to one event loop and is used from its thread only. Every method but `changed` is a block without `await`,
+    so each happens at once. `limit` is in bytes (-1: none); at 90 % of it the oldest handled entries go, and if that
+    does not help publishers get `StoreFull`. Handled entries older than `retention` seconds go with the next publish;
+    entries that some group has still to handle, or that no group wants, never go. The same (subject, id) is stored
+    once within `window` seconds. A listener that is `room` signals behind misses what comes next.
+    """
+
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        *,
+        limit: int = -1,
+        retention: float = 7 * 86400.0,
+        window: float = 120.0,
+        room: int = 65536,
+    ) -> None:
+        self.clock: Clock = clock or SystemClock()
+        self.log = Log(self.clock, window)
+        self.dead = DeadLetters()
+        self.channels = Channels(room)
+        self.servers = Servers()
+        self._limit = limit
+        self._retention = retention
+        self._groups: dict[str, GroupQueue] = {}
+        self._scheduled: set[tuple[str, str]] = set()
+        self._records: dict[str, Record] = {}
+        self._requests = 0
+        self._changes = Bell()
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing ready for a group that is not paused, nothing leased, no request waiting for its answer.
+
+        What waits for its time (a retry, a `not_before`) is quiet.
+        """
+        return not self._requests and all(queue.quiet for queue in self._groups.values())
+
+    async def changed(self) -> None:
+        """Return at the next change of anything `quiet` depends on."""
+        await self._changes.wait()
+
+    def group(self, name: str) -> GroupQueue:
+        """The queue of a declared group, or `Conflict`."""
+        queue = self._groups.get(name)
+        if queue is None:
+            raise Conflict(f"group {name!r} is not declared: call declare() first, or it was removed meanwhile")
+        return queue
+
+    def hand_back(self, holder: object) -> None:
+        """Free all that a connection holds."""
+        for queue in self._groups.values():
+            queue.hand_back(holder)
+
+    # Groups
+
+    def declare(self, group: Group) -> None:
+        """Add the group, or what is new about it; a new claim also gets what is stored."""
+        queue = self._groups.get(group.name)
+        if queue is None:
+            nothing = Group(group.name, (), lease=group.lease, paused=group.paused)
+            queue = self._groups[group.name] = GroupQueue(nothing, self.clock, self._changes.ring)
+        before = queue.group
+        claims = before.claims + tuple(claim for claim in group.claims if claim not in before.claims)
+        queue.group = msgspec.structs.replace(group, claims=claims)
+        if claims != before.claims:
+            self._hand_over(queue, before.claims)
+        if before.paused and not group.paused:
+            queue.ready.ring()
+        self._changes.ring()
+
+    def _hand_over(self, queue: GroupQueue, had: Iterable[Claim]) -> None:
+        for entry in self.log:
+            known = any(claim.wants(entry.subject, entry.position) for claim in had)
+            if not known and queue.group.wants(entry.subject, entry.position):
+                queue.add(entry)
+
+    def forget(self, group: str) -> None:
+        """Remove the group with all it has."""
+        queue = self._groups.pop(group, None)
+        if queue is not None:
+            queue.clear()
+            self.dead.forget(group)
+
+    def states(self, entry: Entry) -> dict[str, GroupState]:
+        """What each group has to do with the entry."""
+        return {name: self._state(queue, entry) for name, queue in self._groups.items()}
+
+    def _state(self, queue: GroupQueue, entry: Entry) -> GroupState:
+        letter = self.dead.find(queue.group.name, entry.position)
+        if letter is not None:
+            return GroupState("dead", f"{letter.reason}: {letter.failure.error}: {letter.failure.message}")
+        return queue.state_of(entry)
+
+    # Publishing
+
+    def publish(self, messages: Sequence[Outgoing]) -> list[Stored]:
+        """Store all or, if one of them is refused, none."""
+        sizes = [check(message, MAX_MESSAGE) for message in messages]
+        new = sum(size for size, message in zip(sizes, messages, strict=True) if self._known(message) is None)
+        self._drop_old()
+        self._make_room(new)
+        return [self._accept(message) for message in messages]
+
+    def _known(self, message: Outgoing) -> int | None:
+        return 0 if (message.subject, message.id) in self._scheduled else self.log.known(message)
+
+    def _accept(self, message: Outgoing) -> Stored:
+        position = self._known(message)
+        if position is not None:
+            return Stored(position, duplicate=True)
+        rest = 0.0 if message.not_before is None else message.not_before - self.clock.time()
+        if rest <= 0:
+            return Stored(self._append(message))
+        self._scheduled.add((message.subject, message.id))
+        self.clock.call_later(rest, partial(self._fall_due, message))
+        return Stored(0)
+
+    def _fall_due(self, message: Outgoing) -> None:
+        self._scheduled.discard((message.subject, message.id))
+        self._append(message)
+
+    def _append(self, message: Outgoing) -> int:
+        entry = self.log.append(message)
+        for queue in self._groups.values():
+            if queue.group.wants(entry.subject, entry.position):
+                queue.add(entry)
+        self._changes.ring()
+        return entry.position
+
+    def _drop_old(self) -> None:
+        horizon = self.clock.time() - self._retention
+        for entry in list(self._leading(horizon)):
+            self.log.remove(entry)
+
+    def _leading(self, horizon: float) -> Iterable[Entry]:
+        for entry in self.log:
+            if entry.time >= horizon or not self._handled(entry):
+                return
+            yield entry
+
+    def _make_room(self, size: int) -> None:
+        allowed = self._limit * _SHARE_FOR_PUBLISHERS
+        if self._limit < 0 or self.log.bytes + size <= allowed:
+            return
+        excess = self.log.bytes + size - allowed
+        for entry in [entry for entry in self.log if self._handled(entry)]:
+            excess -= size_of(entry)
+            self.log.remove(entry)
+            if excess <= 0:
+                return
+        raise StoreFull(
+            f"the memory store holds {self.log.bytes:,} of {self._limit:,} bytes and nothing handled is left to drop: "
+            "start workers for what waits, or give the store a larger limit"
+        )
+
+    def _handled(self, entry: Entry) -> bool:
+        wanting = [queue for queue in self._groups.values() if queue.group.wants(entry.subject, entry.position)]
+        return bool(wanting) and not any(entry.position in queue for queue in self._groups.values())
+
+    # Settling
+
+    def settle(self, outcome: Outcome) -> None:
+        """Say what became of a delivery; ignored if it is no longer the holder's."""
+        delivery = outcome.delivery
+        queue = self._groups.get(delivery.group)
+        item = None if queue is None else queue.current(delivery)
+        if queue is None or item is None:
+            return
+        if isinstance(outcome, Release):
+            queue.postpone(item, outcome.delay)
+        elif isinstance(outcome, RetryAfter):
+            queue.postpone(item, outcome.delay, outcome.failure)
+        else:
+            if isinstance(outcome, Dead):
+                self.dead.put(self._letter(outcome))
+            queue.finish(item)
+
+    def _letter(self, outcome: Dead) -> DeadLetter:
+        delivery, died = outcome.delivery, self.clock.time()
+        return DeadLetter(delivery.group, delivery.entry, outcome.reason, outcome.failure, outcome.attempts, died)
+
+    def extend(self, delivery: Delivery) -> None:
+        """Start the lease again from now, if it is still the holder's."""
+        queue = self._groups.get(delivery.group)
+        if queue is not None:
+            queue.extend(delivery)
+
+    # Dead letters
+
+    def redrive(self, letters: Sequence[DeadLetter]) -> int:
+        """Back to the groups that failed; returns how many."""
+        moved = 0
+        for letter in letters:
+            queue = self._groups.get(letter.group)
+            kept = None if queue is None else self.dead.take(letter)
+            if queue is not None and kept is not None:
+                queue.add(kept.entry)
+                moved += 1
+        return moved
+
+    def discard(self, letters: Sequence[DeadLetter]) -> int:
+        """Remove for good; returns how many were there."""
+        return sum(self.dead.take(letter) is not None for letter in letters)
+
+    # Requests and shared state
+
+    def request_begins(self) -> None:
+        """Somebody waits for an answer."""
+        self._requests += 1
+        self._changes.ring()
+
+    def request_ends(self) -> None:
+        """They wait no longer."""
+        self._requests -= 1
+        self._changes.ring()
+
+    def recall(self, key: str) -> Record | None:
+        """The shared state under `key`."""
+        return self._records.get(key)
+
+    def register(self, key: str, value: bytes, revision: int) -> int:
+        """Write it if its revision is still `revision`."""
+        found = self._records.get(key)
+        actual = 0 if found is None else found.revision
+        if actual != revision:
+            raise Conflict(f"{key!r} is at revision {actual}, not {revision}: somebody else wrote first; read it again")
+        self._records[key] = Record(value, actual + 1)
+        return actual + 1
+
+    def stats(self) -> Stats:
+        """Counts of everything."""
+        groups = {name: queue.stats(self.dead.count(name)) for name, queue in self._groups.items()}
+        log = self.log
+        return Stats(len(log), log.bytes, log.first, log.last, groups, self._limit)

@@ -1,0 +1,72 @@
+"""Listeners of live channels: each signal is given to the handler, one after the other; an error is logged and the
+next one is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from .codec import codec_for
+from .engine import Entry, Signal
+from .handling import call, provided
+from .logs import message_context
+from .message import ID, Message, decode_header, new_id
+from .publisher import Publisher
+from .registry import Handler, Plan
+
+log = logging.getLogger("tidings.live")
+
+
+class Listening:
+    """One listener, ready to hear."""
+
+    def __init__(self, handler: Handler, plan: Plan, publisher: Publisher) -> None:
+        self._handler = handler
+        self._plan = plan
+        self._publisher = publisher
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Hears from the moment it is entered."""
+        async with self._publisher.engine.listen(self._handler.filters) as signals:
+            task = asyncio.create_task(self._hear_all(signals), name=f"tidings-listen-{self._handler.name}")
+            try:
+                yield
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _hear_all(self, signals: AsyncIterator[Signal]) -> None:
+        async for signal in signals:
+            with message_context(subject=signal.channel):
+                try:
+                    await self._hear(signal)
+                except Exception:
+                    log.exception("%s failed on what it heard", self._handler.name)
+
+    async def _hear(self, signal: Signal) -> None:
+        entry = Entry(0, signal.channel, self._publisher.clock.time(), signal.headers, signal.body)
+        id = decode_header(signal.headers[ID]) if ID in signal.headers else new_id()
+        arguments: dict[str, Any] = {}
+        async with AsyncExitStack() as stack:
+            for parameter in self._plan.parameters:
+                if parameter.kind == "message":
+                    data = codec_for(parameter.type).decode(signal.body) if parameter.type else _text(signal.body)
+                    arguments[parameter.name] = Message(entry, data, id=id)
+                elif parameter.kind == "provided":
+                    provider = self._publisher.registry.providers[parameter.type]
+                    arguments[parameter.name] = await provided(provider, stack)
+                elif parameter.type is str:
+                    arguments[parameter.name] = _text(signal.body)
+                else:
+                    arguments[parameter.name] = codec_for(parameter.type).decode(signal.body)
+            await call(self._handler.function, arguments, self._plan.is_async, None)
+
+
+def _text(body: bytes) -> str:
+    """What was said as text; other tools say plain words on channels, not JSON."""
+    text = body.decode("utf-8", "replace")
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' and "\\" not in text else text

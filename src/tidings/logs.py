@@ -1,0 +1,86 @@
+"""Log lines that name the message: id, subject, group and attempt of whatever is being handled, as text or JSON.
+
+Only the standard library's logging; an application's own configuration is left alone unless `configure` is called,
+which the command line does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+_fields: ContextVar[dict[str, Any]] = ContextVar("tidings_log_fields", default={})  # noqa: B039  (never changed in place)
+
+_SHORT = {"message_id": "id"}
+
+
+@contextmanager
+def message_context(**fields: Any) -> Iterator[None]:
+    """Log lines written inside carry these fields, also those of the handler's own loggers."""
+    token = _fields.set({**_fields.get(), **fields})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+class Fields(logging.Filter):
+    """Puts the fields on every record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.tidings = _fields.get()
+        return True
+
+
+class TextFormatter(logging.Formatter):
+    """`12:00:01.123 INFO text [id=… subject=… group=… attempt=1]`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        fields = getattr(record, "tidings", {})
+        tail = " ".join(f"{_SHORT.get(name, name)}={value}" for name, value in fields.items())
+        line = f"{stamp} {record.levelname.lower():<7} {printable(record.getMessage())}" + (
+            f" [{tail}]" if tail else ""
+        )
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "tidings", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def printable(text: str) -> str:
+    """Text without terminal control characters, which a message's author could have put in; lines stay lines."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def configure(format: str = "text", level: str = "info") -> None:
+    """Log to stderr. For programs that have no logging configuration of their own."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Fields())
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())

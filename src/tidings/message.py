@@ -1,0 +1,177 @@
+"""A message as handlers see it, and how it is written for the wire.
+
+The body is plain JSON; everything else is a header: CloudEvents 1.0 attributes in binary mode and W3C trace context.
+A message without any header, from any client in any language, is a message all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Final, Generic
+from urllib.parse import quote, unquote
+
+from typing_extensions import TypeVar
+
+from .engine import Entry, Outgoing
+
+T = TypeVar("T", default=Any)
+
+ID: Final = "ce-id"
+TYPE: Final = "ce-type"
+SOURCE: Final = "ce-source"
+TIME: Final = "ce-time"
+SPEC_VERSION: Final = "ce-specversion"
+CORRELATION: Final = "ce-correlationid"
+CAUSATION: Final = "ce-causationid"
+KEY: Final = "ce-partitionkey"
+TRACEPARENT: Final = "traceparent"
+
+_FOLLOW_UPS: Final = uuid.UUID("5f0b1f0e-4c61-5d0f-9d58-3b9a4a6f5c11")
+
+
+class Message(Generic[T]):
+    """One message in the hands of a handler.
+
+    `Message[NewItem]` has its `data` as that type. A bare `Message` has the type of the event class its handler was
+    registered with, or, behind a filter such as `events.todo.>`, plain JSON values.
+    """
+
+    __slots__ = ("_headers", "attempt", "body", "data", "group", "id", "position", "subject", "time")
+
+    def __init__(self, entry: Entry, data: T, *, id: str, group: str = "", attempt: int = 1) -> None:
+        self.id = id
+        """Stable over retries, redeliveries and redrives: the idempotency key for effects outside the database."""
+        self.subject = entry.subject
+        self.data = data
+        self.body = entry.body
+        """The raw bytes."""
+        self.time = datetime.fromtimestamp(entry.time, UTC)
+        """When the engine stored it."""
+        self.position = entry.position
+        """Its place in the log."""
+        self.group = group
+        self.attempt = attempt
+        """1 for the first try; redeliveries after a crash do not count."""
+        self._headers = entry.headers
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """All headers as text, decoded."""
+        return {name: decode_header(value) for name, value in self._headers.items()}
+
+    def header(self, name: str) -> str | None:
+        """One header's text, or None."""
+        value = self._headers.get(name)
+        return None if value is None else decode_header(value)
+
+    @property
+    def correlation_id(self) -> str:
+        """The id of the first message of the chain this one belongs to (its own when it began the chain)."""
+        return self.header(CORRELATION) or self.id
+
+    @property
+    def causation_id(self) -> str | None:
+        """The id of the message whose handling published this one."""
+        return self.header(CAUSATION)
+
+    @property
+    def source(self) -> str | None:
+        """Name of the application that published it."""
+        return self.header(SOURCE)
+
+    @property
+    def key(self) -> str | None:
+        """The ordering key."""
+        return self.header(KEY)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} on {self.subject}>"
+
+
+current_message: ContextVar[Message[Any] | None] = ContextVar("tidings_current_message", default=None)
+"""The message whose handler is running: what is published meanwhile is caused by it."""
+
+
+def identity(entry: Entry, namespace: str) -> str:
+    """The message's id: its CloudEvents id, or, for foreign messages, its place in the log."""
+    given = entry.headers.get(ID)
+    return decode_header(given) if given else f"{namespace}-{entry.position}"
+
+
+def compose(
+    subject: str,
+    body: bytes,
+    *,
+    id: str,
+    ce_type: str,
+    source: str,
+    now: float,
+    key: str | None = None,
+    cause: Message[Any] | None = None,
+    not_before: float | None = None,
+) -> Outgoing:
+    """Write a message for the wire."""
+    headers = {
+        ID: encode_header(id),
+        TYPE: ce_type,
+        SOURCE: encode_header(source),
+        TIME: datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        SPEC_VERSION: "1.0",
+    }
+    if key is not None:
+        headers[KEY] = encode_header(key)
+    if cause is not None:
+        headers[CORRELATION] = encode_header(cause.correlation_id)
+        headers[CAUSATION] = encode_header(cause.id)
+        if trace := cause.header(TRACEPARENT):
+            headers[TRACEPARENT] = encode_header(trace)
+    else:
+        headers[CORRELATION] = headers[ID]
+    return Outgoing(subject, body, headers, id, not_before)
+
+
+def follow_up_id(cause: Message[Any], index: int) -> str:
+    """Id of the n-th follow-up of a message in a group: the same again when the handler runs again."""
+    return str(uuid.uuid5(_FOLLOW_UPS, f"{cause.subject}\n{cause.id}\n{cause.group}\n{index}"))
+
+
+def encode_header(text: str) -> str:
+    """Text as printable ASCII; the rest, spaces, '%' and '"' percent-encoded as CloudEvents asks for (HTTP 3.1.3.2)."""
+    return quote(text, safe="!#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="surrogatepass")
+
+
+def decode_header(value: str) -> str:
+    """The text of a header; a foreign value with stray percent signs is taken as it is."""
+    return unquote(value) if "%" in value else value
+
+
+def header_size(headers: Mapping[str, str]) -> int:
+    """Bytes of a header block on the wire."""
+    return 12 + sum(len(name) + len(value) + 4 for name, value in headers.items())
+
+
+class _IdMaker:
+    """UUIDv7 (RFC 9562): milliseconds, then a counter that rises within one, so that ids of a process sort."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def __call__(self) -> str:
+        stamp = (time.time_ns() // 1_000_000) << 42 | (int.from_bytes(os.urandom(5), "big") & ((1 << 41) - 1))
+        with self._lock:
+            self._last = stamp = max(stamp, self._last + 1)
+        low = int.from_bytes(os.urandom(4), "big")
+        value = (stamp >> 42) << 80 | 0x7 << 76 | ((stamp >> 30) & 0xFFF) << 64
+        value |= 0b10 << 62 | (stamp & 0x3FFFFFFF) << 32 | low
+        return str(uuid.UUID(int=value))
+
+
+new_id = _IdMaker()
+"""A new message id."""

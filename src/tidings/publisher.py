@@ -1,0 +1,131 @@
+"""From a value in the application to a message in the log.
+
+`compose` checks everything before the wire; `send` hands it to the engine. Follow-ups of handlers and staged outbox
+messages take the same two steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from .clock import Clock
+from .codec import codec_for
+from .engine import Engine, Outgoing, Stored
+from .errors import InvalidMessage, TooLarge, Unconfirmed
+from .events import spec_of
+from .message import Message, compose, current_message, header_size, new_id
+from .registry import Registry
+from .subjects import check_subject, matches
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What `publish` answers: the message is stored as durably as the engine's setting says."""
+
+    id: str
+    """The message's id; publishing again with it on the same subject stores nothing new."""
+    subject: str
+    position: int = 0
+    """Its place in the log; 0 while it waits for its time, or when the answer never came (`Unconfirmed`)."""
+    duplicate: bool = False
+    """The id was known: this publish stored nothing."""
+
+
+class Publisher:
+    """Writes messages for one bus."""
+
+    def __init__(self, engine: Engine, registry: Registry, *, source: str, roots: Sequence[str], clock: Clock) -> None:
+        self.engine = engine
+        self.registry = registry
+        self.source = source
+        self.roots = tuple(roots)
+        self.clock = clock
+
+    def compose(
+        self,
+        what: Any,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        id: str | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        cause: Message[Any] | None = None,
+    ) -> Outgoing:
+        """The message for an event, or for a subject and a plain body. Raises `InvalidMessage`; sends nothing."""
+        subject, ce_type, codec, value, field = self._describe(what, body)
+        if not any(matches(root, subject) for root in self.roots):
+            raise InvalidMessage(
+                f"{subject!r} is outside the durable subjects {', '.join(self.roots)}: publish stores events; for what "
+                "only present listeners need, use broadcast; other durable subjects are given by Bus(roots=…)"
+            )
+        if key is None and field is not None:
+            key = str(getattr(value, field))
+        now = self.clock.time()
+        message = compose(
+            subject,
+            codec.encode(value),
+            id=check_id(id) if id is not None else new_id(),
+            ce_type=ce_type,
+            source=self.source,
+            now=now,
+            key=key,
+            cause=cause or current_message.get(),
+            not_before=_due(now, delay, at),
+        )
+        size = len(message.body) + len(subject) + header_size(message.headers)
+        if size > self.engine.max_message:
+            raise TooLarge(size, self.engine.max_message)
+        return message
+
+    def _describe(self, what: Any, body: Any) -> tuple[str, str, Any, Any, str | None]:
+        if isinstance(what, str):
+            check_subject(what)
+            return what, what, codec_for(Any), body, None
+        spec = spec_of(type(what))
+        if spec is None or body is not None:
+            raise InvalidMessage(
+                f"publish() takes an event, or a subject and a body; {type(what).__name__} has no subject: derive it "
+                'from tidings.Event or decorate it with @tidings.event("events.…")'
+            )
+        if spec.is_request:
+            raise InvalidMessage(f"{type(what).__name__} is a request: ask with bus.request(…)")
+        return spec.subject, spec.ce_type, codec_for(spec.type), what, spec.key
+
+    async def send(self, messages: Sequence[Outgoing]) -> list[Receipt]:
+        """Store them, in order. Raises `Unconfirmed` with their receipts when the answer stays away."""
+        try:
+            stored = await self.engine.publish(messages)
+        except Unconfirmed as error:
+            raise Unconfirmed(str(error), tuple(Receipt(m.id, m.subject) for m in messages)) from error
+        return [_receipt(message, place) for message, place in zip(messages, stored, strict=True)]
+
+
+def check_id(id: str) -> str:
+    """An id given by the caller: 1 to 200 characters, no control characters."""
+    if not 1 <= len(id) <= 200 or not id.isprintable():
+        raise InvalidMessage(f"id {id[:40]!r}: an id has 1 to 200 printable characters")
+    return id
+
+
+def _due(now: float, delay: float | None, at: datetime | None) -> float | None:
+    if delay is not None and at is not None:
+        raise InvalidMessage("give delay= or at=, not both")
+    if at is not None:
+        if at.tzinfo is None:
+            raise InvalidMessage(f"at={at.isoformat()} has no time zone: write datetime(…, tzinfo=UTC)")
+        due = at.timestamp()
+    elif delay is not None:
+        due = now + delay
+    else:
+        return None
+    if due > now + 100 * 365 * 86400:
+        raise InvalidMessage("a message cannot wait longer than a hundred years")
+    return due if due > now else None
+
+
+def _receipt(message: Outgoing, place: Stored) -> Receipt:
+    return Receipt(message.id, message.subject, place.position, place.duplicate)

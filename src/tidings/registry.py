@@ -1,0 +1,259 @@
+"""The handlers of a bus, and what each parameter of theirs is given.
+
+A decorator only notes the function. What its annotations mean is found out when the bus starts, so that types defined
+later in a module work, and so that every mistake is reported before the first message is taken.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from .errors import ConfigError
+from .events import EventSpec, spec_of
+from .message import Message
+from .retry import RetryPolicy
+from .subjects import check_filter, check_group, matches, normalise
+from .unit import Units
+
+Start = Literal["unclaimed", "latest", "earliest"]
+
+
+class HandlerOptions(msgspec.Struct, frozen=True):
+    """How a group handles its messages."""
+
+    group: str
+    """Name of the group: replicas with the same name share the messages. It is part of what is stored, so it is not
+    derived from the function's name: renaming a function must not be a migration."""
+    retry: RetryPolicy | None = None
+    """When a failed message comes back; None: the bus's policy."""
+    timeout: float | None = None
+    """Seconds one message may take; None: the setting `timeout` (60 s). What runs longer is cancelled and retried."""
+    concurrency: int | None = None
+    """Messages handled at once by one worker process; None: 1 with a transaction (one database connection), else 16."""
+    start: Start = "unclaimed"
+    """Where a *new* group begins: with what no group had claimed (the default), with what comes from now on, or with
+    everything that is stored. An existing group always goes on where it stands."""
+
+
+class Parameter(msgspec.Struct, frozen=True):
+    """What one parameter of a handler is given."""
+
+    name: str
+    kind: Literal["event", "message", "connection", "provided"]
+    type: Any
+    """The event's type; for `message` the type of its data or None; for `connection` and `provided` the annotation."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A handler's signature, understood."""
+
+    parameters: tuple[Parameter, ...]
+    is_async: bool
+    units: Units | None
+    connection: Any
+    emits: tuple[str, ...]
+    """Subjects of the events that its return annotation names."""
+
+    @property
+    def transactional(self) -> bool:
+        return self.units is not None
+
+
+class Handler:
+    """A function, the filters it listens to and its options. The function itself stays a plain function."""
+
+    def __init__(self, function: Callable[..., Any], what: Sequence[Any], options: HandlerOptions) -> None:
+        self.function = function
+        self.filters = tuple(filters_of(what))
+        self.options = options
+        self.classes = tuple(spec for item in what if (spec := spec_of(item)) is not None)
+        """The specs of the event classes it was registered with."""
+
+    @property
+    def name(self) -> str:
+        """For people: `module.function`."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    def listens_to(self, subject: str) -> bool:
+        return any(matches(filter, subject) for filter in self.filters)
+
+
+Provider = Callable[..., Any]
+
+
+class Registry:
+    """What a bus knows: event types by subject, handlers by group, responders by subject, listeners, providers."""
+
+    def __init__(self) -> None:
+        self.types: dict[str, EventSpec] = {}
+        self.handlers: dict[str, Handler] = {}
+        self.responders: dict[str, Handler] = {}
+        self.listeners: list[Handler] = []
+        self.providers: dict[Any, Provider] = {}
+
+    def know(self, spec: EventSpec) -> None:
+        """Remember the class of a subject; a second class for it is refused."""
+        known = self.types.setdefault(spec.subject, spec)
+        if known.type is not spec.type and known.version == spec.version:
+            raise ConfigError(
+                f"{spec.subject!r} already belongs to {known.type.__module__}.{known.type.__qualname__}; "
+                f"{spec.type.__module__}.{spec.type.__qualname__} cannot have it too"
+            )
+
+    def add_handler(self, handler: Handler) -> None:
+        group = check_group(handler.options.group)
+        if group in self.handlers:
+            raise ConfigError(
+                f"group {group!r} already has the handler {self.handlers[group].name}; a group has one handler "
+                "(give the second one a group of its own: it will get its own copy of every event)"
+            )
+        if handler.options.concurrency is not None and handler.options.concurrency < 1:
+            raise ConfigError(f"{handler.name}: concurrency={handler.options.concurrency}: at least 1")
+        if handler.options.timeout is not None and handler.options.timeout <= 0:
+            raise ConfigError(f"{handler.name}: timeout={handler.options.timeout}: longer than nothing")
+        for spec in handler.classes:
+            self.know(spec)
+        self.handlers[group] = handler
+
+    def add_provider(self, factory: Provider) -> None:
+        """Remember what makes values of the type that `factory`'s return annotation names."""
+        hints = _hints(factory)
+        made = hints.get("return")
+        if typing.get_origin(made) in (AsyncIterator, Iterator) or _is_generator(made):
+            made = typing.get_args(made)[0]
+        if made is None:
+            raise ConfigError(f"{factory.__qualname__}: a provider needs a return annotation that says what it makes")
+        if made in self.providers:
+            raise ConfigError(f"{made!r} already has a provider: {self.providers[made].__qualname__}")
+        self.providers[made] = factory
+
+    def plan(self, handler: Handler, units: Sequence[Units]) -> Plan:
+        """Understand the handler's signature; every mistake raises `ConfigError` naming handler and parameter."""
+        hints = _hints(handler.function)
+        parameters, found = [], None
+        for parameter in inspect.signature(handler.function).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise ConfigError(f"{handler.name}: *{parameter.name} cannot be given anything")
+            planned = self._parameter(handler, parameter.name, hints.get(parameter.name), units)
+            if planned.kind == "connection":
+                if found is not None:
+                    raise ConfigError(f"{handler.name}: only one parameter can be the transaction's connection")
+                found = planned.type
+            parameters.append(planned)
+        if sum(p.kind == "event" for p in parameters) > 1:
+            names = ", ".join(p.name for p in parameters if p.kind == "event")
+            raise ConfigError(
+                f"{handler.name}: which of {names} is the event? Others need a provider (bus.provide) or the sessions "
+                "of a database (Bus(sessions=…))"
+            )
+        is_async = inspect.iscoroutinefunction(handler.function)
+        owner = next((u for u in units if found is not None and u.accepts(found)), None)
+        self._check_thread(handler, is_async, found)
+        return Plan(tuple(parameters), is_async, owner, found, _emitted(hints.get("return")))
+
+    def _parameter(self, handler: Handler, name: str, annotation: Any, units: Sequence[Units]) -> Parameter:
+        if annotation is None:
+            raise ConfigError(f"{handler.name}: parameter {name!r} needs an annotation that says what it is")
+        if annotation is Message or typing.get_origin(annotation) is Message:
+            arguments = typing.get_args(annotation)
+            return Parameter(name, "message", arguments[0] if arguments else None)
+        if annotation in self.providers:
+            return Parameter(name, "provided", annotation)
+        if any(u.accepts(annotation) for u in units):
+            return Parameter(name, "connection", annotation)
+        if _looks_like_connection(annotation):
+            raise ConfigError(
+                f"{handler.name}: {name}: {_show(annotation)} needs a database: give Bus(sessions=…) for async "
+                "handlers, Bus(sync_sessions=…) for plain def handlers"
+            )
+        if _can_be_event(annotation):
+            return Parameter(name, "event", annotation)
+        raise ConfigError(
+            f"{handler.name}: nothing gives {name}: {_show(annotation)}. Offer it with bus.provide(factory)"
+        )
+
+    @staticmethod
+    def _check_thread(handler: Handler, is_async: bool, connection: Any) -> None:
+        if connection is None or not isinstance(connection, type):
+            return
+        wants_async = "Async" in connection.__name__
+        if wants_async and not is_async:
+            raise ConfigError(
+                f"{handler.name}: a plain def handler takes a Session (Bus(sync_sessions=…)), not AsyncSession"
+            )
+        if not wants_async and is_async:
+            raise ConfigError(f"{handler.name}: an async handler takes an AsyncSession (Bus(sessions=…)), not Session")
+
+
+def filters_of(what: Sequence[Any]) -> list[str]:
+    """Filters of event classes and subject filters, as given to a decorator."""
+    if not what:
+        raise ConfigError("say what to listen to: an event class or a subject such as 'orders.*'")
+    filters = []
+    for item in what:
+        if isinstance(item, str):
+            filters.append(check_filter(item))
+        elif (spec := spec_of(item)) is not None:
+            filters.append(spec.subject)
+        else:
+            raise ConfigError(
+                f'{item!r} has no subject: derive it from tidings.Event or decorate it with @tidings.event("…")'
+            )
+    return normalise(filters)
+
+
+def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except NameError as error:
+        raise ConfigError(
+            f"{function.__module__}.{function.__qualname__}: the annotation {error.name!r} cannot be found when the "
+            "bus starts: import it at the module's top (not under `if TYPE_CHECKING`)"
+        ) from error
+
+
+def _is_generator(made: Any) -> bool:
+    name = getattr(typing.get_origin(made), "__name__", "")
+    return name in ("AsyncGenerator", "Generator", "AsyncIterable", "Iterable")
+
+
+def _looks_like_connection(annotation: Any) -> bool:
+    return isinstance(annotation, type) and annotation.__module__.partition(".")[0] == "sqlalchemy"
+
+
+def _can_be_event(annotation: Any) -> bool:
+    if annotation is Any or spec_of(annotation) is not None:
+        return True
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (typing.Union, types.UnionType):
+        return all(_can_be_event(part) for part in typing.get_args(annotation))
+    if origin in (dict, list, str, int, float, bool, Mapping, Sequence):
+        return True
+    return isinstance(origin, type) and (
+        issubclass(origin, msgspec.Struct)
+        or is_dataclass(origin)
+        or typing.is_typeddict(origin)
+        or hasattr(origin, "__pydantic_core_schema__")
+        or hasattr(origin, "__attrs_attrs__")
+    )
+
+
+def _emitted(annotation: Any) -> tuple[str, ...]:
+    """Subjects of the event classes in a return annotation: `A | B | None`, `list[A]`."""
+    if (spec := spec_of(annotation)) is not None:
+        return (spec.subject,)
+    found: list[str] = []
+    for part in typing.get_args(annotation):
+        found.extend(_emitted(part))
+    return tuple(dict.fromkeys(found))
+
+
+def _show(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation)

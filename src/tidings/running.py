@@ -1,0 +1,151 @@
+"""A connected bus: its engine, its groups declared, and what runs in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from . import claims, engines
+from .codec import codec_for
+from .engine import Engine, Entry
+from .errors import ConfigError, EngineError
+from .events import EventSpec
+from .handling import Handling
+from .live import Listening
+from .message import Message, identity
+from .outbox import Relay
+from .publisher import Publisher
+from .push import Hub
+from .registry import Handler, Plan
+from .requests import Responding
+from .unit import Units
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from .bus import Bus
+
+log = logging.getLogger("tidings")
+
+
+class Running:
+    """Everything a bus has while it is connected. Made by `Bus.connect`."""
+
+    def __init__(self, bus: Bus, engine: Engine, namespace: str, units: Sequence[Units], stack: AsyncExitStack) -> None:
+        self.bus = bus
+        self.engine = engine
+        self.namespace = namespace
+        self.units = list(units)
+        self.publisher = Publisher(engine, bus.registry, source=bus.name, roots=bus.roots, clock=bus.clock)
+        self.relays = [Relay(unit, self.publisher, bus.clock) for unit in self.units]
+        self.worker: Worker | None = None
+        self.loop = asyncio.get_running_loop()
+        self._plans: dict[str, Plan] = {}
+        self._hubs: dict[tuple[str, ...], Hub] = {}
+        self._stack = stack
+
+    @classmethod
+    async def start(cls, bus: Bus, pushed: Sequence[str]) -> Running:
+        """Connect to the engine of the bus's settings and declare its groups."""
+        place = engines.parse(bus.settings.url, bus.settings.namespace)
+        async with AsyncExitStack() as stack:
+            units = units_of(bus, stack)
+            engine = await engines.connect(place, stack, roots=bus.roots, clock=bus.clock)
+            running = cls(bus, engine, place.namespace, units, stack)
+            await running.declare(pushed)
+            running._stack = stack.pop_all()
+        return running
+
+    async def declare(self, pushed: Sequence[str] = ()) -> None:
+        """Understand every handler, then write all groups into the ledger."""
+        registry = self.bus.registry
+        wishes = []
+        for group, handler in registry.handlers.items():
+            plan = self._plan(handler)
+            options = handler.options
+            wishes.append(claims.Wish(group, handler.filters, options.start, plan.emits))
+        readers = {f"{self.bus.name}-push": tuple(pushed)} if pushed else None
+        await claims.declare(self.engine, wishes, lease=self.bus.settings.lease, readers=readers)
+        if registry.handlers and self.relays:
+            for relay in self.relays:
+                await relay.units.prepare()
+                relay.start()
+
+    def _plan(self, handler: Handler) -> Plan:
+        plan = self._plans.get(handler.name)
+        if plan is None:
+            plan = self._plans[handler.name] = self.bus.registry.plan(handler, self.units)
+        return plan
+
+    async def work(self, groups: Sequence[str] | None = None) -> Worker:
+        """Start the worker, the responders and the listeners of this process."""
+        if self.worker is not None:
+            raise ConfigError("the workers of this bus already run in this process")
+        registry, settings = self.bus.registry, self.bus.settings
+        unknown = [name for name in groups or () if name not in registry.handlers]
+        if unknown:
+            known = ", ".join(registry.handlers) or "none"
+            raise ConfigError(f"this bus has no group {unknown[0]!r}; it has: {known}")
+        handlings = [
+            Handling(handler, self._plan(handler), self.publisher, self.namespace, settings.retry, settings.timeout)
+            for name, handler in registry.handlers.items()
+            if groups is None or name in groups
+        ]
+        self.worker = Worker(
+            self.engine, handlings, self.relays, clock=self.bus.clock, lease=settings.lease, grace=settings.grace
+        )
+        if groups is None:
+            await self._answer_and_listen(settings.timeout)
+        self.worker.start()
+        return self.worker
+
+    async def _answer_and_listen(self, limit: float) -> None:
+        registry = self.bus.registry
+        for subject, handler in registry.responders.items():
+            spec: EventSpec = registry.types[subject]
+            responding = Responding(handler, self._plan(handler), spec, self.publisher, limit)
+            await self._stack.enter_async_context(self.engine.serve(subject, self.bus.name, responding))
+        for handler in registry.listeners:
+            listening = Listening(handler, self._plan(handler), self.publisher)
+            await self._stack.enter_async_context(listening.running())
+
+    def hub(self, filters: Sequence[str]) -> Hub:
+        """The one reader of these subjects for all browsers of this process."""
+        key = tuple(filters)
+        if key not in self._hubs:
+            self._hubs[key] = Hub(self.engine, filters)
+        return self._hubs[key]
+
+    def decode(self, entry: Entry) -> Message[Any]:
+        """An entry as a message, by what the bus knows of its subject; raises `DecodeError`."""
+        spec = self.bus.registry.types.get(entry.subject)
+        data = codec_for(spec.type if spec else Any).decode(entry.body)
+        return Message(entry, data, id=identity(entry, self.namespace))
+
+    async def close(self) -> None:
+        """Drain and disconnect. What cannot be handed back any more comes back by its lease."""
+        try:
+            for hub in self._hubs.values():
+                await hub.close()
+            if self.worker is not None:
+                await self.worker.stop()
+            for relay in self.relays:
+                await relay.stop()
+        except EngineError as error:
+            log.warning("stopped without the engine: %s", error)
+        finally:
+            await self._stack.aclose()
+
+
+def units_of(bus: Bus, stack: AsyncExitStack) -> list[Units]:
+    """Units of work for the sessions the bus was given; leaving `stack` closes them."""
+    units: list[Units] = []
+    for maker in bus.sessions:
+        from .sql import units_for
+
+        made = units_for(maker)
+        stack.push_async_callback(made.close)
+        units.append(made)
+    return units

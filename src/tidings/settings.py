@@ -1,0 +1,107 @@
+"""Settings: flag or argument > environment > `[tool.tidings]` in pyproject.toml > default.
+
+Environment names are `TIDINGS_` and the field's name in capitals: `TIDINGS_URL`, `TIDINGS_DATABASE_URL`, …
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .errors import ConfigError
+from .retry import RetryPolicy
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What can be set from outside. Durations are seconds; in the environment also `500ms`, `5s`, `2m`, `1h`."""
+
+    url: str = "embedded:"
+    """The engine: `embedded:` or `embedded:./dir`, `nats://host1,host2/namespace`, `tls://…`, `memory:`."""
+    database_url: str | None = None
+    """The user's database, for `tidings db` and the reference application."""
+    namespace: str = ""
+    """Name of the system on the engine; the URL's path, else `tidings`."""
+    app: str | None = None
+    """`module:bus`, for commands that need the handlers."""
+    lease: float = 30.0
+    """Seconds after which a message of a dead worker goes to another one; living workers renew at a third of it."""
+    retry: RetryPolicy = RetryPolicy()
+    """For handlers that give none: `attempts=8,first=1,most=300`."""
+    timeout: float = 60.0
+    """Seconds a handler may take."""
+    grace: float = 30.0
+    """Seconds a stopping worker waits for its running handlers."""
+    log_format: str = "text"
+    """`text` or `json`."""
+    log_level: str = "info"
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration(text: str | float) -> float:
+    """Seconds of `500ms`, `5s`, `2m`, `1h`, `7d` or a plain number of seconds. Raises `ConfigError`."""
+    if isinstance(text, int | float):
+        return float(text)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text.strip())
+    if not match:
+        raise ConfigError(f"{text!r} is not a duration: write 500ms, 5s, 2m, 1h, 7d or a number of seconds")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def load(start: Path | None = None, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:
+    """The settings in force for a process started in `start` (default: here); `given` arguments win, None is absent."""
+    environment = os.environ if environment is None else environment
+    project = project_root(start or Path.cwd())
+    file = project / "pyproject.toml"
+    values: dict[str, Any] = {}
+    for name, value in _from_file(file).items():
+        if name not in Settings.__struct_fields__:
+            raise ConfigError(f"{file}: [tool.tidings] has no setting {name!r}")
+        values[name] = _convert(name, value, f"[tool.tidings] {name}")
+    for name in Settings.__struct_fields__:
+        if value := environment.get(f"TIDINGS_{name.upper()}"):
+            values[name] = _convert(name, value, f"TIDINGS_{name.upper()}")
+    values.update({name: value for name, value in given.items() if value is not None})
+    return Settings(**values)
+
+
+def project_root(start: Path) -> Path:
+    """The nearest folder upwards with a pyproject.toml or a .git, else `start` itself."""
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            return folder
+    return start
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    table = tool.get("tidings", {})
+    return table if isinstance(table, dict) else {}
+
+
+def _convert(name: str, value: Any, where: str) -> Any:
+    try:
+        if name == "retry":
+            return RetryPolicy.parse(value)
+        if name in ("lease", "timeout", "grace"):
+            seconds = duration(value)
+            if seconds <= 0:
+                raise ConfigError("it must be longer than nothing")
+            return seconds
+        if name == "log_format" and value not in ("text", "json"):
+            raise ConfigError("write text or json")
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return str(value)

@@ -1,0 +1,116 @@
+"""Testing an application: its own bus on a real engine in memory, with a clock that is moved by hand.
+
+async with TestBus(bus) as t:
+    await bus.publish(NewItem(item="x"))
+    await t.settle()
+    assert t.published("events.todo.itemsaved")
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from .bus import Bus
+from .clock import ManualClock
+from .engine import DeadLetter
+from .engines.memory import MemoryEngine, MemoryStore
+from .errors import TidingsError
+from .message import Message
+from .running import Running, units_of
+
+
+class NotQuiet(TidingsError, AssertionError):
+    """`settle` waited for its time limit and something still moved; the text says what."""
+
+
+class TestBus:
+    """Runs a bus in memory: same handlers, same retries, same transactions, nothing outside this process.
+
+    Entering starts the workers of all groups (or of `groups`). The bus's own database is used as it is.
+    """
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    def __init__(self, bus: Bus, *, groups: Sequence[str] | None = None) -> None:
+        self.bus = bus
+        self.clock = ManualClock()
+        self.store = MemoryStore(self.clock)
+        self._groups = groups
+        self._stack = AsyncExitStack()
+        self._running: Running | None = None
+
+    async def __aenter__(self) -> TestBus:
+        stack = self._stack
+        engine = MemoryEngine(self.store)
+        stack.push_async_callback(engine.close)
+        await engine.open()
+        inner = AsyncExitStack()
+        units = units_of(self.bus, inner)
+        clock, self.bus.clock = self.bus.clock, self.clock
+        running = Running(self.bus, engine, "tidings", units, inner)
+        self.bus.clock = clock
+        await stack.enter_async_context(self.bus.replaced(running, self.clock))
+        await running.declare()
+        await running.work(self._groups)
+        self._running = running
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def settle(self, timeout: float = 10.0) -> None:
+        """Wait until nothing moves: no message ready, none in a handler, no follow-up on its way.
+
+        Retries whose time has not come do not count: `await t.clock.advance(seconds)` brings it. Raises `NotQuiet`
+        after `timeout` real seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while not await self._quiet():
+                    pass
+        except TimeoutError:
+            raise NotQuiet(f"still moving after {timeout:g} s: {await self._engine.stats()}") from None
+
+    async def _quiet(self) -> bool:
+        """Whether it is quiet now; if not, returns after something has moved."""
+        for _ in range(5):  # what was just woken gets its turn first
+            await asyncio.sleep(0)
+        worker = self._connected.worker
+        busy = worker is not None and worker.busy
+        if self.store.quiet and not busy:
+            return True
+        try:
+            # The store tells its own changes; a handler waiting for a database tells none, hence the short limit.
+            async with asyncio.timeout(0.01):
+                await self.store.changed()
+        except TimeoutError:
+            pass
+        return False
+
+    @property
+    def _connected(self) -> Running:
+        if self._running is None:
+            raise TidingsError("enter it first: async with TestBus(bus) as t:")
+        return self._running
+
+    @property
+    def _engine(self) -> MemoryEngine:
+        engine = self._connected.engine
+        assert isinstance(engine, MemoryEngine)
+        return engine
+
+    async def published(self, filter: str = ">") -> list[Message[Any]]:
+        """Everything stored on these subjects, oldest first."""
+        entries = await self._engine.read([filter], 0, 100_000)
+        return [self._connected.decode(entry) for entry in entries]
+
+    async def dead_letters(self, group: str | None = None) -> list[DeadLetter]:
+        """The dead letters, of one group or all."""
+        return await self._engine.dead_letters(group, 0, 100_000)
+
+    async def redrive(self, group: str | None = None) -> int:
+        """Put dead letters back to the groups that failed; returns how many."""
+        return await self._engine.redrive(await self.dead_letters(group))

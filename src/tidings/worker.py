@@ -1,0 +1,257 @@
+"""The process side of groups: pull, hand to the handler, settle, keep leases, drain.
+
+    pull ──> handling.outcome ──> settle
+              (a task each)        (in batches)
+
+A message that is in hand has its lease renewed every third of it until its outcome is settled. Stopping: no new pull,
+what waits in buffers goes back at once, running handlers get the grace time, what still runs then is cancelled and
+handed back without burning an attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+
+from .clock import Clock
+from .engine import Delivery, Engine, Outcome, Release
+from .errors import Closed, Conflict, EngineError, TidingsError
+from .handling import Handling, LeaseLost
+from .logs import message_context
+from .message import identity
+from .outbox import Relay
+
+log = logging.getLogger("tidings.worker")
+
+_PULL_WAIT = 30.0
+_MOST_PAUSE = 5.0
+
+
+class Worker:
+    """Runs some groups until it is told to stop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        handlings: Sequence[Handling],
+        relays: Sequence[Relay],
+        *,
+        clock: Clock,
+        lease: float,
+        grace: float,
+    ) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.lease = lease
+        self.grace = grace
+        self._relays = {id(relay): relay for relay in relays}
+        self._hands = Hands(engine, clock)
+        self._groups = [
+            GroupRunner(engine, handling, self._hands, self._relay_of(handling, relays)) for handling in handlings
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @staticmethod
+    def _relay_of(handling: Handling, relays: Sequence[Relay]) -> Relay | None:
+        return next((relay for relay in relays if relay.units is handling.plan.units), None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a handler runs, an outcome waits to be settled or a follow-up to be sent."""
+        return bool(self._hands.held) or any(relay.busy for relay in self._relays.values())
+
+    def start(self) -> None:
+        """Begin; returns at once. Everything runs in tasks of this event loop until `stop`."""
+        self._tasks = [asyncio.create_task(self._hands.keep_leases(self.lease), name="tidings-leases")]
+        self._tasks += [asyncio.create_task(self._hands.settle_all(), name="tidings-settle")]
+        for group in self._groups:
+            group.start()
+
+    async def stop(self) -> None:
+        """Drain: see the module's text. Returns when everything is settled or handed back; idempotent."""
+        await asyncio.gather(*(group.stop_pulling() for group in self._groups))
+        await self._wait_for_running()
+        await self._hands.settled()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _wait_for_running(self) -> None:
+        running = {task for group in self._groups for task in group.running}
+        if not running:
+            return
+        log.info("stopping: %d message(s) in hand, waiting up to %.0f s", len(running), self.grace)
+        over = asyncio.Event()
+        timer = self.clock.call_later(self.grace, over.set)
+        waiter = asyncio.create_task(over.wait())
+        try:
+            while running and not over.is_set():
+                await asyncio.wait({*running, waiter}, return_when=asyncio.FIRST_COMPLETED)
+                running = {task for task in running if not task.done()}
+        finally:
+            timer.cancel()
+            waiter.cancel()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+class Hands:
+    """The deliveries in this worker's hands: their leases, and the outcomes on their way to the engine."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.held: dict[int, Delivery] = {}
+        self._outcomes: list[Outcome] = []
+        self._something = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def take(self, delivery: Delivery) -> None:
+        self.held[id(delivery)] = delivery
+        self._empty.clear()
+
+    def drop(self, delivery: Delivery) -> None:
+        """Give up a delivery without an outcome: its lease brings it back."""
+        self.held.pop(id(delivery), None)
+        if not self.held:
+            self._empty.set()
+
+    def put(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._something.set()
+
+    async def settled(self) -> None:
+        """Wait until nothing is in hand; leases bound the wait when the engine is away."""
+        await self._empty.wait()
+
+    async def keep_leases(self, lease: float) -> None:
+        """Renew every third of the lease, so that two renewals may fail before it ends."""
+        while True:
+            await self.clock.sleep(lease / 3)
+            if not self.held:
+                continue
+            try:
+                await self.engine.extend(list(self.held.values()))
+            except EngineError as error:
+                log.warning("leases could not be renewed: %s", error)
+
+    async def settle_all(self) -> None:
+        """Settle what handlers decided, everything that has gathered in one call."""
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            batch, self._outcomes = self._outcomes, []
+            try:
+                await self._settle(batch)
+            except Exception:
+                log.critical("the worker itself failed to settle; the leases bring the messages back", exc_info=True)
+            finally:
+                for outcome in batch:
+                    self.drop(outcome.delivery)
+
+    async def _settle(self, batch: list[Outcome]) -> None:
+        pause = 0.1
+        while True:
+            now = self.clock.monotonic()
+            # Past its deadline a delivery may be somebody else's: an ack now could end the other's work.
+            batch = [outcome for outcome in batch if now < outcome.delivery.deadline]
+            if not batch:
+                return
+            try:
+                await self.engine.settle(batch)
+                return
+            except Closed:
+                return
+            except EngineError as error:
+                log.warning("outcomes could not be settled yet: %s", error)
+                await self.clock.sleep(pause)
+                pause = min(2 * pause, 1.0)
+
+
+class GroupRunner:
+    """Pulls for one group and runs its handler, up to its concurrency at once."""
+
+    def __init__(self, engine: Engine, handling: Handling, hands: Hands, relay: Relay | None) -> None:
+        self.engine = engine
+        self.handling = handling
+        self.group = handling.handler.options.group
+        self.concurrency = handling.handler.options.concurrency or (1 if handling.plan.transactional else 16)
+        self.running: set[asyncio.Task[None]] = set()
+        self._hands = hands
+        self._relay = relay
+        self._room = asyncio.Event()
+        self._room.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._pull_all(), name=f"tidings-pull-{self.group}")
+
+    async def stop_pulling(self) -> None:
+        """No more pulls; what the engine has buffered for us goes back at once."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        with contextlib.suppress(EngineError):
+            await self.engine.stop_pulling(self.group)
+
+    async def _pull_all(self) -> None:
+        pause = 0.1
+        while True:
+            await self._room.wait()
+            try:
+                deliveries = await self.engine.pull(self.group, self.concurrency - len(self.running), _PULL_WAIT)
+            except Closed:
+                return
+            except TidingsError as error:
+                cause = "was it removed?" if isinstance(error, Conflict) else "waiting for the engine"
+                log.warning("group %s cannot pull (%s): %s", self.group, cause, error)
+                await self._hands.clock.sleep(pause)
+                pause = min(2 * pause, _MOST_PAUSE)
+                continue
+            pause = 0.1
+            for delivery in deliveries:
+                self._begin(delivery)
+
+    def _begin(self, delivery: Delivery) -> None:
+        self._hands.take(delivery)
+        task = asyncio.create_task(self._handle(delivery), name=f"tidings-handle-{self.group}")
+        self.running.add(task)
+        task.add_done_callback(self._ended)
+        if len(self.running) >= self.concurrency:
+            self._room.clear()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        self._room.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the worker itself failed on a message; its lease brings it back", exc_info=error)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        with message_context(
+            message_id=identity(delivery.entry, self.handling.namespace),
+            subject=delivery.entry.subject,
+            group=self.group,
+            attempt=delivery.attempts + 1,
+        ):
+            try:
+                outcome, staged = await self.handling.outcome(delivery)
+            except asyncio.CancelledError:
+                self._hands.put(Release(delivery))
+                raise
+            except LeaseLost:
+                log.warning("the lease ended before the handler did: nothing committed, somebody else has it")
+                self._hands.drop(delivery)
+                return
+            except BaseException:
+                self._hands.drop(delivery)
+                raise
+            if staged and self._relay is not None:
+                self._relay.send_soon(staged)
+            self._hands.put(outcome)

@@ -1,0 +1,49 @@
+"""What some tests need from the machine: a marker each, how it is found, and how to get it.
+
+A test says what it needs with `@pytest.mark.<marker>`. `tests/conftest.py` leaves the test out where that is missing,
+with one line that says so, and refuses to run in continuous integration, where nothing may be left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+
+
+@dataclass(frozen=True)
+class Need:
+    marker: str
+    """The pytest marker, registered in `pyproject.toml`."""
+    lacking: str
+    """What to say when it is not there."""
+    remedy: str
+    """What to type to get it."""
+    find: Callable[[], str | None]
+    """The path of the program, or None."""
+
+    def notice(self, count: int | None = None) -> str:
+        tests = f"{self.marker} tests" if count is None else f"{count} {self.marker} test{'s' * (count != 1)}"
+        return f"left out: {tests} ({self.lacking}): {self.remedy}"
+
+
+def chromium() -> str | None:
+    """The browser of the browser tests: `TIDINGS_CHROMIUM`, else the first of the usual names on PATH."""
+    named = os.environ.get("TIDINGS_CHROMIUM")
+    candidates = (named,) if named else CHROMIUM_NAMES
+    return next((found for name in candidates if (found := shutil.which(name))), None)
+
+
+NEEDS = (Need("browser", "no chromium", "apt-get install chromium, or set TIDINGS_CHROMIUM", chromium),)
+
+
+def missing() -> list[Need]:
+    return [need for need in NEEDS if need.find() is None]
+
+
+def nothing_may_be_left_out() -> bool:
+    """True in continuous integration, which says so with `CI=true`."""
+    return os.environ.get("CI", "").lower() in {"1", "true", "yes"}
