@@ -1,5 +1,4 @@
-"""What `./demo` and `./test` have in common: find the environment of this clone, or have it made,
-and become its Python.
+"""What `./demo` and `./test` have in common: find this clone's environment, or have it made, and become its Python.
 
 Standard library only, and in the words of Python 3.6, since it runs before anything is installed: an old python3 looks
 for a newer one instead of dying of a SyntaxError. Once the environment is there a start is a hash, a look at one file
@@ -47,6 +46,8 @@ class Environment:
 
 def start(name: str, extra: str, command: "list[str]", group: "str | None" = None) -> None:
     """Become `<environment>/bin/python *command *arguments`. Does not return; ends with a sentence where it cannot."""
+    if os.name == "nt":
+        sys.exit(f"{name}: this runs on Linux and macOS. On Windows start it in WSL.")
     if sys.version_info < MINIMUM:
         import find_python
 

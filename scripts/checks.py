@@ -67,12 +67,14 @@ def parse(argv: Sequence[str]) -> Selection:
     chosen = parser.parse_args(words).what
     if not chosen:
         return Selection(lint=not pytest_args, tests=(), pytest_args=tuple(pytest_args))
-    paths = [path_of(word) for word in chosen if word != "lint"]
-    for word, path in zip((word for word in chosen if word != "lint"), paths, strict=True):
-        if path is None:
+    paths = []
+    for word in chosen:
+        if path := path_of(word):
+            paths.append(path)
+        elif word != "lint":
             parser.error(f"there is no {word!r}: name one of lint, {', '.join(areas())}, or a path to tests")
     wants_tests = bool(paths or pytest_args)
-    return Selection("lint" in chosen, tuple(filter(None, paths)) if wants_tests else None, tuple(pytest_args))
+    return Selection("lint" in chosen, tuple(paths) if wants_tests else None, tuple(pytest_args))
 
 
 def path_of(word: str) -> str | None:

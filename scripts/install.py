@@ -45,6 +45,8 @@ def prepare(environment: Environment) -> None:
                 Installation(environment, say, lock).make()
     except InstallError as reason:
         sys.exit(f"{environment.name}: {reason}")
+    except OSError as error:
+        sys.exit(f"{environment.name}: {error}. Is {CACHE} yours, and is there space? Removing it is safe.")
     except KeyboardInterrupt:
         say("interrupted; the next start begins again")
         sys.exit(128 + signal.SIGINT)
@@ -114,12 +116,12 @@ class Installation:
 
     def _made_by_uv(self, uv: str) -> bool:
         """False when uv cannot, which need not be the last word: pip may know an index or a proxy that uv does not."""
-        python = self._environment.python
+        path, python = self._environment.path, self._environment.python
         variables = {"UV_CACHE_DIR": self._uv_cache(uv), "UV_PYTHON_DOWNLOADS": "never"}
         try:
             self._remove_remains()
             with self._say.step("making an environment with uv"):
-                self._run([uv, "venv", "--no-project", "--python", sys.executable, self._environment.path], variables)
+                self._run([uv, "venv", "--quiet", "--no-project", "--python", sys.executable, path], variables)
             with self._say.step("installing the packages with uv"):
                 self._run([uv, "pip", "install", "--python", python, *self._requirements()], variables)
         except InstallError as reason:
@@ -145,7 +147,7 @@ class Installation:
         if self._working_uv(binary):
             return binary
         shutil.rmtree(FETCHED_UV, ignore_errors=True)
-        fetch = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(FETCHED_UV), "uv"]
+        fetch = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(FETCHED_UV), "uv"]
         try:
             with self._say.step("fetching uv, the installer, with pip"):
                 self._run(fetch, PIP_SETTINGS)

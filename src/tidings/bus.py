@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -17,6 +17,7 @@ from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
 from .handling import in_transaction
 from .message import encode_header
+from .outbox import SessionOutbox
 from .publisher import Receipt
 from .registry import Handler, HandlerOptions, Provider, Registry, Start, filters_of
 from .retry import RetryPolicy
@@ -27,13 +28,13 @@ from .sync import SyncPublisher
 
 if TYPE_CHECKING:
     from .push import Endpoint, Visible
-    from .sql import StagedOutbox
     from .worker import Worker
 
 log = logging.getLogger("tidings")
 
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
+S = TypeVar("S", bound=Callable[[], Awaitable[object]])
 
 
 class Bus:
@@ -68,6 +69,7 @@ class Bus:
         self._given: dict[str, Any] = {"url": url, "namespace": namespace}
         self._settings = settings
         self.sessions = [maker for maker in (sessions, sync_sessions) if maker is not None]
+        self.starters: list[Callable[[], Awaitable[object]]] = []
         self._pushed: list[str] = []
         self._running: Running | None = None
         self._connecting = asyncio.Lock()
@@ -153,6 +155,12 @@ class Bus:
         self.registry.add_provider(factory)
         return factory
 
+    def on_start(self, function: S) -> S:
+        """Call this async function whenever the bus connects, in every process and before any handler runs: to create
+        tables, to warm a cache. What it raises keeps the bus from starting."""
+        self.starters.append(function)
+        return function
+
     # --- publishing -----------------------------------------------------------------------------------------------
 
     async def publish(
@@ -200,12 +208,10 @@ class Bus:
         """
         return self._sync.publish(what, body, timeout, options)
 
-    def outbox(self, session: Any) -> StagedOutbox:
+    def outbox(self, session: Any) -> SessionOutbox:
         """Publish with a transaction of your own: `await bus.outbox(session).publish(event)` writes a row into the
         session's transaction; the event leaves after your commit, or not at all."""
-        from .sql import StagedOutbox
-
-        return StagedOutbox(self, session)
+        return SessionOutbox(self.connect, session)
 
     # --- live -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,10 @@ from .errors import ConfigError, DecodeError, InvalidMessage
 MAX_DEPTH: Final = 64
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# An unclosed string is taken to the end in one step: else each of its quotes would be tried as a beginning.
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+# What msgspec makes of NaN and infinity: null as a value, a word as a key.
+_MAY_BE_NAN = re.compile(rb'null|"nan"|inf"')
 
 
 class Codec(Protocol):
@@ -47,21 +50,17 @@ def codec_for(type: Any) -> Codec:
 
 class _Msgspec:
     def __init__(self, type: Any) -> None:
-        self._decoder = msgspec.json.Decoder(type)
-        self._encoder = msgspec.json.Encoder()
-        self._floats = _may_hold_float(type)
+        self._decoder = msgspec.json.Decoder(type, dec_hook=_from_plain)
+        self._encoder = msgspec.json.Encoder(enc_hook=_to_plain)
 
     def encode(self, value: Any) -> bytes:
         try:
-            if self._floats:
-                _refuse_nan(msgspec.to_builtins(value))
             body = self._encoder.encode(value)
-        except InvalidMessage:
-            raise
+            if _MAY_BE_NAN.search(body):
+                _refuse_nan(msgspec.to_builtins(value, enc_hook=_to_plain))
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidMessage(f"{type(value).__name__} cannot be written as JSON: {error}") from error
-        _refuse_nul(body)
-        return body
+            raise _unwritable(value, error) from error
+        return _checked(body)
 
     def decode(self, body: bytes) -> Any:
         check_depth(body)
@@ -69,8 +68,10 @@ class _Msgspec:
             return self._decoder.decode(body)
         except msgspec.ValidationError as error:
             raise DecodeError("invalid", str(error)) from error
-        except (ValueError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError("undecodable", f"not JSON: {error}") from error
+        except Exception as error:
+            raise _refused(error) from error
 
 
 class _Pydantic:
@@ -79,54 +80,101 @@ class _Pydantic:
 
         self._adapter: TypeAdapter[Any] = TypeAdapter(type)
 
+    def plain(self, value: Any) -> Any:
+        """The value as dicts, lists and plain values."""
+        return self._adapter.dump_python(value, mode="json", by_alias=True)
+
     def encode(self, value: Any) -> bytes:
         try:
-            plain = self._adapter.dump_python(value, mode="json", by_alias=True)
+            plain = self.plain(value)
             _refuse_nan(plain)
             body = msgspec.json.encode(plain)
-        except InvalidMessage:
-            raise
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidMessage(f"{type(value).__name__} cannot be written as JSON: {error}") from error
-        _refuse_nul(body)
-        return body
+            raise _unwritable(value, error) from error
+        return _checked(body)
 
     def decode(self, body: bytes) -> Any:
         check_depth(body)
-        try:
-            msgspec.json.decode(body, type=msgspec.Raw)
-        except (ValueError, RecursionError) as error:
-            raise DecodeError("undecodable", f"not JSON: {error}") from error
         from pydantic import ValidationError
 
         try:
+            # Pydantic's parser takes NaN, which is no JSON.
+            msgspec.json.decode(body, type=msgspec.Raw)
             return self._adapter.validate_json(body)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in problem['loc']) or '$'}: {problem['msg']}"
-                for problem in error.errors(include_url=False, include_input=False, include_context=False)
-            )
-            raise DecodeError("invalid", problems) from error
+            broken = any(problem["type"] == "json_invalid" for problem in error.errors(include_url=False))
+            raise DecodeError("undecodable" if broken else "invalid", _problems(error)) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DecodeError("undecodable", f"not JSON: {error}") from error
+        except Exception as error:
+            raise _refused(error) from error
+
+
+def _to_plain(value: Any) -> Any:
+    """Pydantic models inside other types: msgspec asks here for what it does not know."""
+    made: Any = type(value)
+    codec = codec_for(made)
+    if isinstance(codec, _Pydantic):
+        return codec.plain(value)
+    raise TypeError(f"JSON has nothing for {made.__name__}")
+
+
+def _from_plain(type: Any, value: Any) -> Any:
+    codec = codec_for(type)
+    if not isinstance(codec, _Pydantic):
+        raise TypeError(f"nothing makes {type.__name__} of JSON")
+    try:
+        return codec.decode(msgspec.json.encode(value))
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _problems(error: Any) -> str:
+    """What Pydantic found wrong, without the values, which may be secret."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or '$'}: {problem['msg']}"
+        for problem in error.errors(include_url=False, include_input=False, include_context=False)
+    )
+
+
+def _unwritable(value: Any, error: Exception) -> InvalidMessage:
+    if isinstance(error, InvalidMessage):
+        return error
+    return InvalidMessage(f"{type(value).__name__} cannot be written as JSON: {error}")
+
+
+def _refused(error: Exception) -> DecodeError:
+    """A `__post_init__` or validator failed with an error of its own: for the worker the message is to blame."""
+    return DecodeError("invalid", f"its type refused it: {type(error).__name__}: {error}")
+
+
+def _checked(body: bytes) -> bytes:
+    if b"\\u0000" in body and _NUL.search(body):
+        raise InvalidMessage("the text has a NUL character, which databases cannot store")
+    if _too_deep(body):
+        raise InvalidMessage(f"the value is nested deeper than {MAX_DEPTH} levels: nobody would read it")
+    return body
 
 
 def check_depth(body: bytes) -> None:
     """Raise `DecodeError` for JSON nested deeper than `MAX_DEPTH`, before a parser recurses into it."""
+    if _too_deep(body):
+        raise DecodeError("undecodable", f"JSON nested deeper than {MAX_DEPTH} levels")
+
+
+def _too_deep(body: bytes) -> bool:
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
-        return
+        return False
     depth = 0
     for match in _STRING_OR_BRACKET.finditer(body):
         character = match.group()
         if character in (b"[", b"{"):
             depth += 1
             if depth > MAX_DEPTH:
-                raise DecodeError("undecodable", f"JSON nested deeper than {MAX_DEPTH} levels")
+                return True
         elif character in (b"]", b"}"):
             depth -= 1
-
-
-def _refuse_nul(body: bytes) -> None:
-    if b"\\u0000" in body and _NUL.search(body):
-        raise InvalidMessage("the text has a NUL character, which databases cannot store")
+    return False
 
 
 def _refuse_nan(value: Any) -> None:
@@ -140,26 +188,3 @@ def _refuse_nan(value: Any) -> None:
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             _refuse_nan(item)
-
-
-def _may_hold_float(type: Any) -> bool:
-    """Whether a value of the type can hold a float: only then each value has to be looked through."""
-    seen: set[int] = set()
-
-    def visit(info: Any) -> bool:
-        if isinstance(info, msgspec.inspect.FloatType | msgspec.inspect.AnyType | msgspec.inspect.CustomType):
-            return True
-        if not isinstance(info, msgspec.Struct) or id(info) in seen:
-            return False
-        seen.add(id(info))
-        for name in info.__struct_fields__:
-            part = getattr(info, name)
-            parts = part if isinstance(part, tuple) else (part,)
-            if any(visit(item) for item in parts):
-                return True
-        return False
-
-    try:
-        return visit(msgspec.inspect.type_info(type))
-    except TypeError:
-        return True

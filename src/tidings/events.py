@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, dataclass_transform, get_args, get_ori
 
 import msgspec
 
-from .errors import ConfigError
+from .errors import ConfigError, InvalidMessage
 from .subjects import check_subject
 
 R = TypeVar("R")
@@ -41,7 +41,10 @@ class EventSpec(msgspec.Struct, frozen=True):
 def spec_of(cls: object) -> EventSpec | None:
     """The spec given to exactly this class (not to a base of it), or None."""
     spec = getattr(cls, "__dict__", {}).get(_ATTRIBUTE)
-    return spec if isinstance(spec, EventSpec) else None
+    if not isinstance(spec, EventSpec):
+        return None
+    # `@dataclass(slots=True)` and attrs make a new class of a decorated one and copy its attributes.
+    return spec if spec.type is cls else msgspec.structs.replace(spec, type=cls)
 
 
 def require_spec(cls: type) -> EventSpec:
@@ -56,10 +59,13 @@ def require_spec(cls: type) -> EventSpec:
 
 
 def _attach(cls: type, *, subject: str, version: int, key: str | None, reply: Any, is_request: bool) -> None:
-    check_subject(subject)
+    try:
+        check_subject(subject)
+    except InvalidMessage as error:
+        raise ConfigError(f"{cls.__name__}: {error}") from None
     if version < 1:
         raise ConfigError(f"{cls.__name__}: version={version}: versions count from 1")
-    if key is not None and key not in getattr(cls, "__annotations__", {}) and not _has_field(cls, key):
+    if key is not None and not _has_field(cls, key):
         raise ConfigError(f"{cls.__name__}: key={key!r} is not a field of it")
     setattr(cls, _ATTRIBUTE, EventSpec(cls, subject, version, key, reply, is_request))
 
@@ -86,7 +92,7 @@ class EventMeta(msgspec.StructMeta):
         options.setdefault("frozen", True)
         cls: Any = super().__new__(mcls, name, bases, namespace, **options)
         if subject is not None:
-            is_request = any(issubclass(base, Request) for base in bases) if name != "Request" else False
+            is_request = issubclass(cls, Request)
             reply = _reply_type(cls) if is_request else None
             _attach(cls, subject=subject, version=version, key=key, reply=reply, is_request=is_request)
         return cls

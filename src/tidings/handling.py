@@ -20,7 +20,7 @@ from typing import Any
 from .clock import timeout
 from .codec import Codec, codec_for
 from .engine import Dead, Delivery, Done, Entry, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
-from .errors import DecodeError
+from .errors import ConfigError, DecodeError, EngineError
 from .events import spec_of
 from .message import TYPE, Message, current_message, decode_header, follow_up_id, identity
 from .publisher import Publisher
@@ -75,12 +75,19 @@ class Handling:
         with _handling(message, self.plan.transactional):
             try:
                 return Done(delivery), await self._run(delivery, message)
-            except (asyncio.CancelledError, LeaseLost):
+            except LeaseLost:
                 raise
+            except asyncio.CancelledError as error:
+                if is_stopping():
+                    raise
+                return self._failed(delivery, _CancelledItself(self.handler.name, error), None), []
             except Reject as error:
                 return Dead(delivery, "rejected", self._failure(error, with_traceback=False)), []
             except RetryLater as error:
                 return self._failed(delivery, error, error.after), []
+            except EngineError as error:
+                log.warning("the engine is away or full, handing the message back: %s", error)
+                return Release(delivery, delay=1.0), []
             except Exception as error:
                 if self.plan.units is not None and self.plan.units.transient(error):
                     log.warning("the database is away or busy, handing the message back: %s", error)
@@ -118,10 +125,12 @@ class Handling:
         if wanted is Any:
             return known.type if known else Any
         if typing.get_origin(wanted) in (typing.Union, types.UnionType):
-            for member in typing.get_args(wanted):
-                spec = spec_of(member)
-                if spec is not None and spec.subject == subject:
-                    return member
+            specs = [spec for member in typing.get_args(wanted) if (spec := spec_of(member)) is not None]
+            found = next((spec.type for spec in specs if spec.subject == subject), None)
+            if specs and found is None:
+                names = ", ".join(spec.subject for spec in specs)
+                raise DecodeError("unknown_type", f"{self.handler.name} takes {names}, not {subject!r}")
+            return found or wanted
         return wanted
 
     async def _run(self, delivery: Delivery, message: Message[Any]) -> list[Outgoing]:
@@ -203,9 +212,9 @@ class Handling:
     def _failure(self, error: Exception, *, with_traceback: bool = True) -> Failure:
         text = "".join(traceback.format_exception(error)) if with_traceback else ""
         return Failure(
-            error="TimeoutError" if isinstance(error, _TimeUp) else type(error).__qualname__,
-            message=str(error)[:2000],
-            traceback=text[-_MOST_TRACEBACK:],
+            error=_SHOWN_AS.get(type(error), type(error).__qualname__),
+            message=_text(error)[:2000],
+            traceback=_storable(text[-_MOST_TRACEBACK:]),
             handler=self.handler.name,
             host=_HOST,
             version=__version__,
@@ -216,8 +225,39 @@ class _TimeUp(Exception):
     """The handler's time limit, told apart from a `TimeoutError` of the handler's own."""
 
 
+class _CancelledItself(Exception):
+    """A `CancelledError` out of the handler although nobody cancelled the handler: an error like any other. Handed
+    back as if the worker stopped, the message would come again at once, for ever."""
+
+    def __init__(self, handler: str, error: asyncio.CancelledError) -> None:
+        super().__init__(f"{handler} raised CancelledError, and the worker had not cancelled it: what it awaited was")
+        self.__cause__ = error
+
+
+_SHOWN_AS: dict[type[Exception], str] = {_TimeUp: "TimeoutError", _CancelledItself: "CancelledError"}
+
+
+def is_stopping() -> bool:
+    """Whether a `CancelledError` here means the running task, and not only something it awaited."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _text(error: BaseException) -> str:
+    """What an error says; also of one whose `__str__` fails."""
+    try:
+        return _storable(str(error))
+    except Exception as another:
+        return f"(its text cannot be shown: {type(another).__name__})"
+
+
+def _storable(text: str) -> str:
+    """Text that JSON and databases can hold: no lone surrogates, no NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+
+
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return f"{type(error).__name__}: {_text(error)}".splitlines()[0][:300]
 
 
 @contextmanager

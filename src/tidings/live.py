@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import msgspec
+
 from .codec import codec_for
 from .engine import Entry, Signal
-from .handling import call, provided
+from .errors import ConfigError
+from .handling import call, is_stopping, provided
 from .logs import message_context
 from .message import ID, Message, decode_header, new_id
 from .publisher import Publisher
 from .registry import Handler, Plan
+from .subjects import covers
 
 log = logging.getLogger("tidings.live")
 
@@ -24,6 +28,7 @@ class Listening:
     """One listener, ready to hear."""
 
     def __init__(self, handler: Handler, plan: Plan, publisher: Publisher) -> None:
+        _check(handler, plan, publisher.roots)
         self._handler = handler
         self._plan = plan
         self._publisher = publisher
@@ -44,6 +49,10 @@ class Listening:
             with message_context(subject=signal.channel):
                 try:
                     await self._hear(signal)
+                except asyncio.CancelledError:
+                    if is_stopping():
+                        raise
+                    log.error("%s was cancelled by something of its own", self._handler.name)
                 except Exception:
                     log.exception("%s failed on what it heard", self._handler.name)
 
@@ -66,7 +75,23 @@ class Listening:
             await call(self._handler.function, arguments, self._plan.is_async, None)
 
 
+def _check(handler: Handler, plan: Plan, roots: Sequence[str]) -> None:
+    """Raise `ConfigError` for what only durable handlers have."""
+    for filter in handler.filters:
+        if any(covers(root, filter) for root in roots):
+            raise ConfigError(
+                f"{handler.name}: {filter!r} is durable: handle it with @bus.on({filter!r}, group=…), which misses "
+                "nothing; listen hears only live channels"
+            )
+    if plan.transactional:
+        raise ConfigError(f"{handler.name}: a listener has no transaction; handlers of events and requests have one")
+    if plan.emits:
+        raise ConfigError(f"{handler.name}: a listener returns nothing: publish what it has to say with bus.publish")
+
+
 def _text(body: bytes) -> str:
     """What was said as text; other tools say plain words on channels, not JSON."""
-    text = body.decode("utf-8", "replace")
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' and "\\" not in text else text
+    try:
+        return msgspec.json.decode(body, type=str)
+    except (ValueError, RecursionError):
+        return body.decode("utf-8", "replace")

@@ -44,12 +44,12 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
         fields = getattr(record, "tidings", {})
-        tail = " ".join(f"{_SHORT.get(name, name)}={value}" for name, value in fields.items())
+        tail = " ".join(f"{_SHORT.get(name, name)}={printable(str(value), '')}" for name, value in fields.items())
         line = f"{stamp} {record.levelname.lower():<7} {printable(record.getMessage())}" + (
             f" [{tail}]" if tail else ""
         )
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + printable(self.formatException(record.exc_info))
         return line
 
 
@@ -69,11 +69,11 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def printable(text: str) -> str:
+def printable(text: str, kept: str = "\n\t") -> str:
     """Text without terminal control characters, which a message's author could have put in; lines stay lines."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+    return "".join(c if c.isprintable() or c in kept else f"\\x{ord(c):02x}" for c in text)
 
 
 def configure(format: str = "text", level: str = "info") -> None:

@@ -119,7 +119,7 @@ def compose(
     """Write a message for the wire."""
     headers = {
         ID: encode_header(id),
-        TYPE: ce_type,
+        TYPE: encode_header(ce_type),
         SOURCE: encode_header(source),
         TIME: datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         SPEC_VERSION: "1.0",
@@ -172,6 +172,11 @@ class _IdMaker:
         value |= 0b10 << 62 | (stamp & 0x3FFFFFFF) << 32 | low
         return str(uuid.UUID(int=value))
 
+    def after_fork(self) -> None:
+        """Another thread of the parent may have held the lock; nobody is left to give it back."""
+        self._lock = threading.Lock()
+
 
 new_id = _IdMaker()
 """A new message id."""
+os.register_at_fork(after_in_child=new_id.after_fork)

@@ -10,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from .clock import Clock
 from .engine import Outgoing
-from .errors import EngineError, InvalidMessage
-from .publisher import Publisher
+from .errors import ConfigError, EngineError, InvalidMessage
+from .publisher import Publisher, Receipt
 from .unit import Units
+
+if TYPE_CHECKING:
+    from .running import Running
 
 log = logging.getLogger("tidings.outbox")
 
@@ -32,6 +37,7 @@ class Relay:
         self._publisher = publisher
         self._clock = clock
         self._waiting: list[Outgoing] = []
+        self._unsure: list[Outgoing] = []
         self._sending = False
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -39,7 +45,7 @@ class Relay:
     @property
     def busy(self) -> bool:
         """Whether something committed here is not yet in the log."""
-        return bool(self._waiting) or self._sending
+        return bool(self._waiting or self._unsure) or self._sending
 
     def start(self) -> None:
         if not self._tasks:
@@ -64,6 +70,11 @@ class Relay:
         self._waiting.extend(messages)
         self._wake.set()
 
+    def look_soon(self, messages: Sequence[Outgoing]) -> None:
+        """These belong to a transaction of the application that has ended: those it committed are sent."""
+        self._unsure.extend(messages)
+        self._wake.set()
+
     async def _send_all(self) -> None:
         while True:
             await self._wake.wait()
@@ -72,6 +83,12 @@ class Relay:
 
     async def _send_waiting(self) -> bool:
         batch, self._waiting = self._waiting, []
+        unsure, self._unsure = self._unsure, []
+        if unsure:
+            try:
+                batch += await self.units.committed(unsure)
+            except Exception as error:
+                log.warning("the outbox cannot be read at the moment, a later sweep sends: %s", error)
         return await self._send(batch)
 
     async def _sweep_all(self) -> None:
@@ -125,3 +142,48 @@ class Relay:
             )
             return False
         return True
+
+
+class SessionOutbox:
+    """`bus.outbox(session)`: publishing as part of a transaction that the application owns."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Running]], session: Any) -> None:
+        self._connect = connect
+        self._session = session
+
+    async def publish(
+        self,
+        what: Any,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        id: str | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """Write the event into the transaction; it leaves after the commit, or not at all.
+
+        Raises what composing it raises, and what the database raises. The receipt has no position yet.
+        """
+        running = await self._connect()
+        relay = running.relay_of(self._session)
+        message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at)
+        loop = asyncio.get_running_loop()
+
+        def after_commit() -> None:
+            # Called by the database's driver, maybe in a thread of its own, maybe while the loop is being closed.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(relay.look_soon, [message])
+
+        await relay.units.outbox(self._session).stage([message], after_commit)
+        return Receipt(message.id, message.subject)
+
+
+def relay_for(relays: Sequence[Relay], session: Any) -> Relay:
+    """The relay of the database that the session belongs to."""
+    for relay in relays:
+        if relay.units.accepts(type(session)):
+            return relay
+    if len(relays) == 1:
+        return relays[0]
+    raise ConfigError(f"no database of this bus makes a {type(session).__name__}: give its sessions to Bus(sessions=…)")

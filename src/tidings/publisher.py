@@ -62,8 +62,8 @@ class Publisher:
                 f"{subject!r} is outside the durable subjects {', '.join(self.roots)}: publish stores events; for what "
                 "only present listeners need, use broadcast; other durable subjects are given by Bus(roots=…)"
             )
-        if key is None and field is not None:
-            key = str(getattr(value, field))
+        if key is None and field is not None and (own := getattr(value, field)) is not None:
+            key = str(own)
         now = self.clock.time()
         message = compose(
             subject,
@@ -72,7 +72,7 @@ class Publisher:
             ce_type=ce_type,
             source=self.source,
             now=now,
-            key=key,
+            key=check_key(key) if key is not None else None,
             cause=cause or current_message.get(),
             not_before=_due(now, delay, at),
         )
@@ -86,7 +86,9 @@ class Publisher:
             check_subject(what)
             return what, what, codec_for(Any), body, None
         spec = spec_of(type(what))
-        if spec is None or body is not None:
+        if spec is not None and body is not None:
+            raise InvalidMessage(f"{type(what).__name__} is the whole message: give no body beside it")
+        if spec is None:
             raise InvalidMessage(
                 f"publish() takes an event, or a subject and a body; {type(what).__name__} has no subject: derive it "
                 'from tidings.Event or decorate it with @tidings.event("events.…")'
@@ -97,6 +99,8 @@ class Publisher:
 
     async def send(self, messages: Sequence[Outgoing]) -> list[Receipt]:
         """Store them, in order. Raises `Unconfirmed` with their receipts when the answer stays away."""
+        if not messages:
+            return []
         try:
             stored = await self.engine.publish(messages)
         except Unconfirmed as error:
@@ -109,6 +113,13 @@ def check_id(id: str) -> str:
     if not 1 <= len(id) <= 200 or not id.isprintable():
         raise InvalidMessage(f"id {id[:40]!r}: an id has 1 to 200 printable characters")
     return id
+
+
+def check_key(key: str) -> str:
+    """An ordering key: text that every engine and database can hold."""
+    if "\0" in key or any("\ud800" <= character <= "\udfff" for character in key):
+        raise InvalidMessage(f"key {key[:40]!r}: a key has no NUL and no half of a surrogate pair")
+    return key
 
 
 def _due(now: float, delay: float | None, at: datetime | None) -> float | None:

@@ -156,7 +156,10 @@ class Registry:
         is_async = inspect.iscoroutinefunction(handler.function)
         owner = next((u for u in units if found is not None and u.accepts(found)), None)
         self._check_thread(handler, is_async, found)
-        return Plan(tuple(parameters), is_async, owner, found, _emitted(hints.get("return")))
+        emitted = _emitted(hints.get("return"))
+        for spec in emitted:
+            self.know(spec)
+        return Plan(tuple(parameters), is_async, owner, found, tuple(spec.subject for spec in emitted))
 
     def _parameter(self, handler: Handler, name: str, annotation: Any, units: Sequence[Units]) -> Parameter:
         if annotation is None:
@@ -245,14 +248,11 @@ def _can_be_event(annotation: Any) -> bool:
     )
 
 
-def _emitted(annotation: Any) -> tuple[str, ...]:
-    """Subjects of the event classes in a return annotation: `A | B | None`, `list[A]`."""
+def _emitted(annotation: Any) -> tuple[EventSpec, ...]:
+    """Specs of the event classes in a return annotation: `A | B | None`, `list[A]`."""
     if (spec := spec_of(annotation)) is not None:
-        return (spec.subject,)
-    found: list[str] = []
-    for part in typing.get_args(annotation):
-        found.extend(_emitted(part))
-    return tuple(dict.fromkeys(found))
+        return (spec,)
+    return tuple(spec for part in typing.get_args(annotation) for spec in _emitted(part))
 
 
 def _show(annotation: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -51,8 +52,8 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     """Other policies for some exception types; the closest base class wins."""
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.first < 0 or self.most < self.first:
-            raise ConfigError(f"{self!r}: attempts must be at least 1, and 0 <= first <= most")
+        if self.attempts < 1 or not 0 <= self.first <= self.most or math.isinf(self.most):
+            raise ConfigError(f"{self!r}: attempts must be at least 1, and 0 <= first <= most < infinity")
 
     def applied_to(self, error: BaseException) -> RetryPolicy:
         """The policy for this error."""
@@ -61,12 +62,12 @@ class RetryPolicy(msgspec.Struct, frozen=True):
                 return self.per[base]
         return self
 
-    def delay(self, failed: int, chance: random.Random = random.Random()) -> float | None:  # noqa: B008, S311
+    def delay(self, failed: int, chance: Callable[[float, float], float] = random.uniform) -> float | None:
         """Seconds until the next try after `failed` failed ones, or None when there is none."""
         if failed >= self.attempts:
             return None
         bound = min(self.most, self.first * 2.0 ** min(failed - 1, 60))
-        return chance.uniform(0.0, bound)
+        return chance(0.0, bound)
 
     @classmethod
     def parse(cls, text: str) -> RetryPolicy:

@@ -16,7 +16,7 @@ from .events import EventSpec
 from .handling import Handling
 from .live import Listening
 from .message import Message, identity
-from .outbox import Relay
+from .outbox import Relay, relay_for
 from .publisher import Publisher
 from .push import Hub
 from .registry import Handler, Plan
@@ -59,7 +59,10 @@ class Running:
         return running
 
     async def declare(self, pushed: Sequence[str] = ()) -> None:
-        """Understand every handler, then write all groups into the ledger."""
+        """Run what the application wants to have run first, understand every handler, then write all groups into the
+        ledger."""
+        for starter in self.bus.starters:
+            await starter()
         registry = self.bus.registry
         wishes = []
         for group, handler in registry.handlers.items():
@@ -68,10 +71,9 @@ class Running:
             wishes.append(claims.Wish(group, handler.filters, options.start, plan.emits))
         readers = {f"{self.bus.name}-push": tuple(pushed)} if pushed else None
         await claims.declare(self.engine, wishes, lease=self.bus.settings.lease, readers=readers)
-        if registry.handlers and self.relays:
-            for relay in self.relays:
-                await relay.units.prepare()
-                relay.start()
+        for relay in self.relays:
+            await relay.units.prepare()
+            relay.start()
 
     def _plan(self, handler: Handler) -> Plan:
         plan = self._plans.get(handler.name)
@@ -110,6 +112,10 @@ class Running:
         for handler in registry.listeners:
             listening = Listening(handler, self._plan(handler), self.publisher)
             await self._stack.enter_async_context(listening.running())
+
+    def relay_of(self, session: Any) -> Relay:
+        """What sends the outbox of the session's database."""
+        return relay_for(self.relays, session)
 
     def hub(self, filters: Sequence[str]) -> Hub:
         """The one reader of these subjects for all browsers of this process."""

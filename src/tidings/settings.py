@@ -5,6 +5,7 @@ Environment names are `TIDINGS_` and the field's name in capitals: `TIDINGS_URL`
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -42,14 +43,15 @@ class Settings(msgspec.Struct, frozen=True):
     log_level: str = "info"
 
 
+_LEVELS = ("debug", "info", "warning", "error", "critical")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def duration(text: str | float) -> float:
     """Seconds of `500ms`, `5s`, `2m`, `1h`, `7d` or a plain number of seconds. Raises `ConfigError`."""
-    if isinstance(text, int | float):
+    if isinstance(text, int | float) and not isinstance(text, bool) and math.isfinite(text):
         return float(text)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", str(text).strip(), re.ASCII)
     if not match:
         raise ConfigError(f"{text!r} is not a duration: write 500ms, 5s, 2m, 1h, 7d or a number of seconds")
     return float(match[1]) * _UNITS[match[2] or "s"]
@@ -68,7 +70,11 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
     for name in Settings.__struct_fields__:
         if value := environment.get(f"TIDINGS_{name.upper()}"):
             values[name] = _convert(name, value, f"TIDINGS_{name.upper()}")
-    values.update({name: value for name, value in given.items() if value is not None})
+    for name, value in given.items():
+        if name not in Settings.__struct_fields__:
+            raise ConfigError(f"there is no setting {name!r}; there are: {', '.join(Settings.__struct_fields__)}")
+        if value is not None:
+            values[name] = _convert(name, value, name)
     return Settings(**values)
 
 
@@ -94,7 +100,7 @@ def _from_file(file: Path) -> dict[str, Any]:
 def _convert(name: str, value: Any, where: str) -> Any:
     try:
         if name == "retry":
-            return RetryPolicy.parse(value)
+            return value if isinstance(value, RetryPolicy) else RetryPolicy.parse(str(value))
         if name in ("lease", "timeout", "grace"):
             seconds = duration(value)
             if seconds <= 0:
@@ -102,6 +108,8 @@ def _convert(name: str, value: Any, where: str) -> Any:
             return seconds
         if name == "log_format" and value not in ("text", "json"):
             raise ConfigError("write text or json")
+        if name == "log_level" and str(value).lower() not in _LEVELS:
+            raise ConfigError(f"write {', '.join(_LEVELS)}")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     return str(value)

@@ -3,7 +3,7 @@
 async with TestBus(bus) as t:
     await bus.publish(NewItem(item="x"))
     await t.settle()
-    assert t.published("events.todo.itemsaved")
+    assert await t.published("events.todo.itemsaved")
 """
 
 from __future__ import annotations
@@ -43,7 +43,14 @@ class TestBus:
         self._running: Running | None = None
 
     async def __aenter__(self) -> TestBus:
-        stack = self._stack
+        try:
+            await self._enter(self._stack)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _enter(self, stack: AsyncExitStack) -> None:
         engine = MemoryEngine(self.store)
         stack.push_async_callback(engine.close)
         await engine.open()
@@ -56,7 +63,6 @@ class TestBus:
         await running.declare()
         await running.work(self._groups)
         self._running = running
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

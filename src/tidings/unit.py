@@ -63,11 +63,22 @@ class Unit(Protocol):
         ...
 
 
+class StagingOutbox(Protocol):
+    """The outbox inside somebody else's transaction."""
+
+    async def stage(self, messages: Sequence[Outgoing], after_commit: Callable[[], object] | None = None) -> None:
+        """Write the messages into the transaction. `after_commit` is called when it has ended well, maybe in another
+        thread; it is a hint that `Units.committed` confirms."""
+        ...
+
+
 class Units(Protocol):
     """Where units of work come from: one database."""
 
-    description: str
-    """For people: the database's URL without password."""
+    @property
+    def description(self) -> str:
+        """For people: the database's URL without password."""
+        ...
 
     def accepts(self, annotation: object) -> bool:
         """Whether a handler parameter of this type is given this database's connection."""
@@ -85,6 +96,19 @@ class Units(Protocol):
 
     async def prepare(self) -> None:
         """Check the framework's tables; SQLite's are created here. Raises `DatabaseBehind` naming the command."""
+        ...
+
+    def outbox(self, connection: Any) -> StagingOutbox:
+        """The outbox inside an open transaction that the application owns."""
+        ...
+
+    async def committed(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
+        """Those of the messages staged through `outbox` whose transaction has really committed and that this process
+        is to send; a savepoint or an outer transaction may have taken some back."""
+        ...
+
+    async def oldest_unsent(self) -> float | None:
+        """Age in seconds of the oldest message in the outbox, None when it is empty."""
         ...
 
     async def unsent(self, limit: int) -> list[Outgoing]:

@@ -111,8 +111,8 @@ class Ended:
     stderr: str
 
 
-def end(process: subprocess.Popen[str]) -> Ended:
-    stdout, stderr = process.communicate(timeout=DEADLINE)
+def end(process: subprocess.Popen[str], deadline: float = DEADLINE) -> Ended:
+    stdout, stderr = process.communicate(timeout=deadline)
     return Ended(process.returncode, stdout, stderr)
 
 
@@ -162,14 +162,15 @@ class FirstStart:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> FirstStart:
-    """The worst machine: a protected Python, no home, a uv on PATH and one in `.cache` that both do not run."""
+    """The worst machine: a protected Python, no home, a pip with strict settings, two copies of uv that do not run."""
     folder = tmp_path_factory.mktemp("first")
     clone = small_clone(folder, folder / "bin", python=protected_python(folder / "system"))
     broken_program(folder / "bin" / "uv")
     broken_program(clone.cache / "uv" / "bin" / "uv")
     refused = end(clone.run_python("-m", "pip", "install", "--no-index", "anything"))
     assert "externally-managed-environment" in refused.stderr
-    return FirstStart(clone, end(clone.start("--port", "0", "two words", "", "it's")))
+    strict = {"PIP_USER": "1", "PIP_REQUIRE_VIRTUALENV": "1"}
+    return FirstStart(clone, end(clone.start("--port", "0", "two words", "", "it's", **strict)))
 
 
 @pytest.fixture
@@ -331,6 +332,15 @@ def test_a_removed_interpreter_heals(clone: Clone) -> None:
     assert (ended.status, json.loads(ended.stdout)) == (0, ["demo", "healed"])
 
 
+def test_a_cache_in_disorder_is_named(clone: Clone) -> None:
+    """What cannot be removed or written inside `.cache` ends in a sentence that names it, and no traceback."""
+    (clone.cache / "install.log").mkdir(parents=True)
+    ended = end(clone.start())
+    assert ended.status == 1
+    assert str(clone.cache / "install.log") in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_cache_that_is_no_folder_is_named(clone: Clone) -> None:
     """Where `.cache` cannot be written there is a sentence with its name, and no traceback."""
     clone.cache.write_text("in the way")
@@ -369,6 +379,7 @@ def test_an_old_python_alone_gets_a_sentence(first: FirstStart, tmp_path: Path) 
     assert len(ended.stderr.splitlines()) == 1
 
 
+@pytest.mark.timeout(300)  # downloads what the demo needs, unless an earlier run has
 def test_this_project_starts_from_a_copy(first: FirstStart, tmp_path: Path) -> None:
     """The real project, at a path with spaces and without a home: `./demo --help` installs it and answers."""
     path = tmp_path / "a copy"
@@ -378,6 +389,6 @@ def test_this_project_starts_from_a_copy(first: FirstStart, tmp_path: Path) -> N
     for name in ("scripts", "src", "examples"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
     clone = Clone(path, first.clone.cache / "uv" / "bin", variables={"UV_CACHE_DIR": str(ROOT / ".cache" / "uv-cache")})
-    ended = end(clone.start("--help"))
+    ended = end(clone.start("--help"), deadline=240)
     assert ended.status == 0, ended.stderr
     assert "usage" in ended.stdout.lower()

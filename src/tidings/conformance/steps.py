@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from tidings.engine import Claim, Delivery, Done, Engine, Failure, Group, Outgoing, Stored
 
 from .world import World
 
-FAILURE = Failure("ValueError", "not today", traceback="Traceback ...", handler="tests:handler", host="here", version="1")
+FAILURE = Failure("ValueError", "not today", "Traceback ...", handler="cases:handler", host="here", version="1")
 
 
 def message(
@@ -89,3 +90,14 @@ async def take_later(world: World, engine: Engine, group: str, seconds: float) -
         return (await pull)[0]
     finally:
         pull.cancel()
+
+
+@contextmanager
+def raising(*errors: type[Exception]) -> Iterator[None]:
+    """The block must raise one of the errors."""
+    names = " or ".join(error.__name__ for error in errors)
+    try:
+        yield
+    except errors:
+        return
+    raise AssertionError(f"nothing was raised where {names} was promised")

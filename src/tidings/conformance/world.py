@@ -14,12 +14,15 @@ class World(Protocol):
     Whoever adapts the suite to an engine supplies this. Engines a case leaves open are closed by the world's owner.
     """
 
-    clock: Clock
-    """The engine's own time."""
     lease: float
     """Seconds of the leases that cases ask for: as short as can be kept on a busy machine."""
     moment: float
     """Seconds after which whatever was under way has surely arrived: how long to look before saying nothing came."""
+
+    @property
+    def clock(self) -> Clock:
+        """The engine's own time."""
+        ...
 
     async def engine(self) -> Engine:
         """Open one more connection."""

@@ -17,7 +17,7 @@ from tidings.errors import BrokerError, Closed
 from .binary import check_data, find_binary
 from .config import Address, BrokerSettings, User, credentials
 from .locate import Layout, unusable
-from .locks import FileLock, ProcessLock, hold_lifeline
+from .locks import FileLock, ProcessLock, hold_lifeline, holder_of
 from .probe import ProbeError, probe
 from .state import State
 
@@ -49,14 +49,8 @@ def locate(directory: Path, *, user: User = "publish") -> Address | None:
     For one-shots: it does not keep the broker up. Blocks for some milliseconds.
     """
     layout = Layout.of(directory)
-    if not layout.fence.exists():
+    if holder_of(layout.fence) is None:
         return None
-    fence = ProcessLock(layout.fence)
-    try:
-        if fence.holder() is None:
-            return None
-    finally:
-        fence.close()
     try:
         return _address(layout, user)
     except ProbeError:
@@ -151,7 +145,7 @@ class Broker:
     async def _join(self) -> None:
         try:
             await asyncio.to_thread(self._layout.prepare)
-            if not await self._clients.acquire(shared=True, wait=PATIENCE):
+            if not await _acquire(self._clients, shared=True):
                 raise BrokerError(f"the broker in {self.directory} is still stopping; try again in a moment")
             self._lifeline = hold_lifeline(self._layout.lifeline)
             self._supervisor = ProcessLock(self._layout.supervisor_lock)
@@ -177,7 +171,7 @@ class Broker:
 
     async def _ensure_supervisor(self) -> None:
         turn = FileLock(self._layout.start_lock)
-        if not await turn.acquire(wait=PATIENCE):
+        if not await _acquire(turn):
             return
         try:
             if self._supervised_by() is None:
@@ -237,6 +231,16 @@ class _Patience:
         return time.monotonic() - self._since > PATIENCE
 
 
+async def _acquire(lock: FileLock, *, shared: bool = False) -> bool:
+    """Take it within `PATIENCE` seconds; without a thread, which a cancelled caller would leave waiting."""
+    deadline = time.monotonic() + PATIENCE
+    while not lock.try_acquire(shared=shared):
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.01)
+    return True
+
+
 def _address(layout: Layout, user: User) -> Address:
     """The address that the last report names, if our server really answers there."""
     state = State.read(layout.state)
@@ -253,8 +257,9 @@ def _address(layout: Layout, user: User) -> Address:
 def _launch(layout: Layout, settings: BrokerSettings) -> None:
     """Start a supervisor; returns when one holds the lock. It is nobody's child: it has detached by then."""
     binary = find_binary(settings.binary)
-    check_data(layout.data_version, binary)
-    layout.check_space()
+    if holder_of(layout.fence) is None:  # A server that runs is only looked after, whatever disk and data are like.
+        check_data(layout.data_version, binary)
+        layout.check_space()
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), str(layout.root)]
     try:
         started = subprocess.run(

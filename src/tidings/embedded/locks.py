@@ -12,14 +12,12 @@ Three means, each for one question:
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
 import signal
 import struct
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,15 +45,6 @@ class FileLock:
             os.close(file)
             raise
         self._file = file
-        return True
-
-    async def acquire(self, *, shared: bool = False, wait: float) -> bool:
-        """Take it, waiting up to `wait` seconds without a thread that a cancelled caller would leave behind."""
-        deadline = time.monotonic() + wait
-        while not self.try_acquire(shared=shared):
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(0.01)
         return True
 
     def release(self) -> None:
@@ -112,6 +101,20 @@ class ProcessLock:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
+
+
+def holder_of(path: Path) -> int | None:
+    """The pid of the other process that holds the `ProcessLock` at `path`, or None; makes no file.
+
+    Not for the holder itself, which would lose the lock by it.
+    """
+    if not path.exists():
+        return None
+    lock = ProcessLock(path)
+    try:
+        return lock.holder()
+    finally:
+        lock.close()
 
 
 def hold_lifeline(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,19 @@ class State:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        write_private(path, json.dumps(asdict(self), indent=2))
+        """Replace the report; on a full disk overwrite it in place, which needs no new block.
+
+        A reader in that moment may see half of it, reads None, and looks again.
+        """
+        text = json.dumps(asdict(self), indent=2)
+        try:
+            write_private(path, text)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+                raise
+            with path.open("r+b", buffering=0) as file:
+                file.write(text.encode())
+                file.truncate()
 
     @classmethod
     def read(cls, path: Path) -> State | None:

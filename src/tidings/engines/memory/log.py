@@ -8,42 +8,48 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tidings.clock import Clock
-from tidings.engine import Entry, Outgoing
+from tidings.engine import Entry, Headers, Outgoing
 from tidings.errors import InvalidMessage, TooLarge
 from tidings.subjects import check_subject, matches
 
 from .bell import Bell
 
-_NAME: Final = re.compile(r"[!-9;-~]+\Z")  # printable ASCII without space and ':'
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_NAME: Final = re.compile(r"(?!nats-)[A-Za-z0-9-]{1,64}\Z", re.IGNORECASE)
+_VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?\Z")
+_MAX_HEADERS: Final = 40 * 1024
 
 
 def check(message: Outgoing, limit: int) -> int:
-    """The size of the message in bytes; raises `InvalidMessage` or `TooLarge` if no engine would carry it."""
+    """The size of the message in bytes; raises `InvalidMessage` or `TooLarge` for what not every engine can carry."""
     check_subject(message.subject)
-    size = len(message.subject) + len(message.body)
+    _check_value("the id", message.id)
     for name, value in message.headers.items():
         if not _NAME.match(name):
-            raise InvalidMessage(f"header name {name!r}: only printable ASCII without spaces and ':' can be sent")
-        if _CONTROL.search(value):
             raise InvalidMessage(
-                f"header {name!r} has a control character or line break in its value: percent-encode it"
+                f"{name[:80]!r} is not a header name: use letters, digits and '-', and none that begins with 'Nats-'"
             )
-        try:
-            size += len(name) + len(value.encode())
-        except UnicodeEncodeError:
-            raise InvalidMessage(
-                f"header {name!r} has half of a surrogate pair in its value: percent-encode it"
-            ) from None
+        _check_value(f"the header {name}", value)
+    headers = _weight(message.headers)
+    size = len(message.subject) + len(message.body) + headers
     if size > limit:
         raise TooLarge(size, limit)
+    if headers > _MAX_HEADERS:
+        raise InvalidMessage(f"the headers have {headers:,} bytes, the limit is {_MAX_HEADERS:,}: put it into the body")
     return size
 
 
 def size_of(entry: Entry) -> int:
     """Bytes an entry counts for."""
-    headers = sum(len(name) + len(value.encode()) for name, value in entry.headers.items())
-    return len(entry.subject) + len(entry.body) + headers
+    return len(entry.subject) + len(entry.body) + _weight(entry.headers)
+
+
+def _check_value(what: str, value: str) -> None:
+    if not _VALUE.match(value):
+        raise InvalidMessage(f"{what} has the value {value[:80]!r}: only printable ASCII without blanks at the ends")
+
+
+def _weight(headers: Headers) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers.items())
 
 
 class Log:

@@ -12,7 +12,6 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeAlias
-from urllib.parse import urlsplit
 
 import msgspec
 from nats.aio.client import Client
@@ -71,7 +70,13 @@ OnDenied: TypeAlias = Callable[[str], None]
 class Subscribed(Protocol):
     """An open subscription of one connection."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Take no more, at once."""
+        ...
+
+    async def drain(self) -> None:
+        """Ask for no more; returns when all that was on its way has been handed over."""
+        ...
 
 
 class CoreConnection(Protocol):
@@ -104,13 +109,48 @@ class CoreConnection(Protocol):
 class NatsPy:
     """`CoreConnection` over nats-py, whose own reconnecting is never used."""
 
-    def __init__(self, client: Client, server: str, known_servers: tuple[str, ...]) -> None:
+    def __init__(self, server: str, address: Address, on_lost: OnLost, on_denied: OnDenied) -> None:
         self.server = server
-        self.known_servers = known_servers
-        self.max_payload = client.max_payload
-        self._client = client
+        self.known_servers: tuple[str, ...] = ()
+        self.max_payload = 0
+        self._address = address
+        self._on_lost = on_lost
+        self._on_denied = on_denied
+        self._client = Client()
         self._subscriptions: set[_Subscription] = set()
-        self._ping: asyncio.Task[None] | None = None
+        self._problem: Exception | None = None
+        self._open = False
+        self._closed = asyncio.Event()
+
+    async def connect(self, name: str) -> None:
+        """Raises `EngineUnavailable` saying why not."""
+        secure = self.server.startswith("tls://")
+        login: dict[str, Any] = {}
+        if self._address.user is not None:
+            login = {"user": self._user, "password": self._address.password or ""}
+        try:
+            async with asyncio.timeout(2 * CONNECT_TIMEOUT):
+                await self._client.connect(
+                    [self.server],
+                    name=name,
+                    error_cb=self._note_error,
+                    disconnected_cb=self._disconnected,
+                    connect_timeout=CONNECT_TIMEOUT,  # type: ignore[arg-type]
+                    reconnect_time_wait=0,
+                    max_reconnect_attempts=1,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    pending_size=-1,
+                    tls=ssl.create_default_context() if secure else None,
+                    **login,
+                )
+        except Exception as error:
+            cause = self._problem or error
+            raise EngineUnavailable(f"{self.server}: {str(cause) or type(cause).__name__}") from error
+        self._open = True
+        self.max_payload = self._client.max_payload
+        scheme = "tls" if secure else "nats"
+        self.known_servers = tuple(f"{scheme}://{found.netloc}" for found in self._client.discovered_servers)
 
     @property
     def alive(self) -> bool:
@@ -129,43 +169,65 @@ class NatsPy:
                 log.exception("a message on %s could not be taken in", message.subject)
 
         # Without limits: nats-py throws messages away above them.
-        raw = await self._client.subscribe(
-            subject, queue=queue, cb=receive, pending_msgs_limit=0, pending_bytes_limit=0
-        )
-        subscription = _Subscription(self, raw)
+        raw = await self._client.subscribe(subject, queue, receive, pending_msgs_limit=0, pending_bytes_limit=0)
+        subscription = _Subscription(self._subscriptions, raw)
         self._subscriptions.add(subscription)
         return subscription
 
     async def ping(self) -> None:
-        # Callers share one round trip only if it has not begun: what they wrote must stand before the PING.
-        # It runs in a task of its own, because nats-py's reader dies of a PONG whose waiter was cancelled.
+        # In a task of its own: nats-py's reader dies of a PONG whose waiter was cancelled.
         task = asyncio.ensure_future(self._client.flush(timeout=PING_TIMEOUT))  # type: ignore[arg-type]
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(task)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
+            self._lost(error)
             raise ConnectionError(f"{self.server} does not answer: {error}") from error
 
     async def close(self) -> None:
+        self._open = False
         for subscription in list(self._subscriptions):
             await subscription.close()
         try:
             async with asyncio.timeout(2.0):
                 await self._client.close()
         except Exception as error:
-            # A connection that is broken anyway: nats-py tries to write what is left.
+            # A connection that is broken anyway: nats-py still tries to write what is left.
             log.debug("closing the connection to %s: %s", self.server, error)
+        self._closed.set()
+
+    def _user(self) -> str:
+        # Asked for by nats-py before the login is sent: the last moment to keep a password off a plain connection.
+        if self.server.startswith("tls://") and not self._client._server_info.get("tls_required"):
+            raise ssl.SSLError("the server offers no TLS although the URL begins with tls://")
+        return self._address.user or ""
+
+    def _lost(self, error: Exception | None) -> None:
+        if self._open:
+            self._open = False
+            self._on_lost(error)
+
+    async def _note_error(self, error: Exception) -> None:
+        if "permissions violation" in str(error):
+            self._on_denied(str(error))
+            return
+        self._problem = error
+        log.debug("%s: %s", self.server, error)
+
+    async def _disconnected(self) -> None:
+        if self._open:
+            self._lost(self._problem)
+            # nats-py would now reconnect by itself: it is held here until `close` ends it.
+            await self._closed.wait()
 
 
 class _Subscription:
-    def __init__(self, connection: NatsPy, raw: Any) -> None:
-        self._connection = connection
+    def __init__(self, all: set[_Subscription], raw: Any) -> None:
+        self._all = all
         self._raw = raw
 
     async def close(self) -> None:
-        self._connection._subscriptions.discard(self)
+        self._all.discard(self)
         with contextlib.suppress(Exception):
             await self._raw.unsubscribe()
         # nats-py leaves the reading task behind when the connection was closed by an error.
@@ -173,70 +235,24 @@ class _Subscription:
         if task is not None:
             task.cancel()
 
-
-def _retrieve(task: asyncio.Future[None]) -> None:
-    if not task.cancelled():
-        task.exception()
+    async def drain(self) -> None:
+        # Not cancelled with the caller, see `ping`.
+        task = asyncio.ensure_future(self._raw.drain())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await asyncio.shield(task)
+        except Exception as error:
+            log.debug("draining %s: %s", self._raw.subject, error)
+        await self.close()
 
 
 async def connect_nats_py(server: str, address: Address, name: str, on_lost: OnLost, on_denied: OnDenied) -> NatsPy:
     """Connect to one server. Raises `EngineUnavailable` saying why not."""
-    client = Client()
-    problems: list[Exception] = []
-    opened = released = False
-    parked = asyncio.Event()
-
-    async def on_error(error: Exception) -> None:
-        if "permissions violation" in str(error):
-            on_denied(str(error))
-            return
-        problems.append(error)
-        log.debug("%s: %s", server, error)
-
-    async def on_disconnect() -> None:
-        # nats-py would now reconnect by itself: it is held here until `close` has ended it.
-        if opened and not released:
-            on_lost(problems[-1] if problems else None)
-            await parked.wait()
-
-    def user() -> str:
-        if server.startswith("tls://") and not client._server_info.get("tls_required"):
-            raise ssl.SSLError("the server offers no TLS although the URL begins with tls://")
-        return address.user or ""
-
-    login: dict[str, Any] = {}
-    if address.user is not None:
-        login = {"user": user, "password": address.password or ""}
+    connection = NatsPy(server, address, on_lost, on_denied)
     try:
-        async with asyncio.timeout(2 * CONNECT_TIMEOUT):
-            await client.connect(
-                [server],
-                name=name,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                connect_timeout=CONNECT_TIMEOUT,  # type: ignore[arg-type]
-                reconnect_time_wait=0,
-                max_reconnect_attempts=1,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                pending_size=-1,
-                tls=ssl.create_default_context() if server.startswith("tls://") else None,
-                **login,
-            )
-    except Exception as error:
-        cause = problems[-1] if problems else error
-        raise EngineUnavailable(f"{server}: {str(cause) or type(cause).__name__}") from error
-    opened = True
-    scheme = urlsplit(server).scheme or "nats"
-    known = tuple(f"{scheme}://{found.netloc}" for found in client.discovered_servers)
-    connection = NatsPy(client, server, known)
-    close = connection.close
-
-    async def release_and_close() -> None:
-        nonlocal released
-        released = True
-        parked.set()
-        await close()
-
-    connection.close = release_and_close  # type: ignore[method-assign]
+        await connection.connect(name)
+    except BaseException:
+        await connection.close()
+        raise
     return connection

@@ -1,0 +1,57 @@
+"""`module:name`: the user's own bus and web application."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..bus import Bus
+
+
+def load_bus(where: str | None) -> Bus:
+    """The bus at `module:name` (`module` alone means `module:bus`). Raises `ConfigError` saying what is wrong."""
+    from ..bus import Bus
+
+    if not where:
+        raise ConfigError(
+            "which bus? Write module:bus, as in `tidings run app.handlers:bus`, or set TIDINGS_APP or "
+            'app = "app.handlers:bus" below [tool.tidings] in pyproject.toml'
+        )
+    found = load_object(where, usual="bus")
+    if not isinstance(found, Bus):
+        raise ConfigError(f"{where!r} is no tidings.Bus but a {type(found).__name__}")
+    return found
+
+
+def load_object(where: str, *, usual: str) -> Any:
+    """What is at `module:name`; the working directory is looked in first, as Python itself does."""
+    module_name, _, name = where.partition(":")
+    if "" not in sys.path and sys.path[:1] != ["."]:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise ConfigError(f"there is no module {module_name!r} here: start from the folder it lies in") from None
+        raise ConfigError(f"{module_name!r} cannot be imported: {_told(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"{module_name!r} cannot be imported: {_told(error)}") from error
+    for part in (name or usual).split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigError(f"the module {module_name!r} has no {name or usual!r}") from None
+    return found
+
+
+def _told(error: BaseException) -> str:
+    """The error and the line of the user's file that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"

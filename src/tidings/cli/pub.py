@@ -1,0 +1,130 @@
+"""`pub`: an event into the log, or a word on a live channel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+import click
+
+from ..clock import SystemClock
+from ..engine import Engine
+from ..errors import InvalidMessage
+from ..message import encode_header
+from ..publisher import Publisher, Receipt
+from ..registry import Registry
+from ..settings import duration
+from ..subjects import check_subject, matches
+from . import options, output
+from .session import ROOTS, run, session
+
+_SOURCE = "tidings-cli"
+_BATCH = 500
+
+
+@click.command()
+@click.argument("subject")
+@click.argument("body", required=False)
+@click.option("--count", "-n", type=click.IntRange(1), default=1, show_default=True, help="How many times.")
+@click.option("--interval", "-i", default="0s", metavar="DURATION", help="Pause between two: 500ms, 5s, 2m.")
+@click.option("--id", "id", help="The message's id: the same id on the same subject is stored once.")
+@click.option("--key", help="The ordering key.")
+@click.option("--delay", metavar="DURATION", help="Store it now, hand it out then.")
+@options.as_json
+@options.common
+def pub(
+    subject: str, body: str | None, count: int, interval: str, as_json: bool, **given: str | None
+) -> None:
+    """Publish BODY on SUBJECT; "-" reads it from stdin.
+
+    Below events. it is an event: stored, and handled by every group that wants it. Its body is JSON (without BODY:
+    {}); plain words become a JSON text. Every other subject is a live channel: who listens now hears it, any text
+    will do, nothing is stored.
+
+    \b
+    tidings pub events.todo.newitem '{"item": "write the docs"}'
+    tidings pub channel21 ping --count 50 --interval 5s
+    """
+    check_subject(subject)
+    durable = any(matches(root, subject) for root in ROOTS)
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if wanted and not durable:
+        raise click.UsageError(f"--{next(iter(wanted))} is for stored events; {subject!r} is a live channel")
+    if given["id"] is not None and count > 1:
+        raise click.UsageError("one --id is stored once: leave out --count, or the id")
+    text = sys.stdin.read() if body == "-" else body
+    pause = duration(interval)
+    if durable:
+        run(_store(subject, event_body(text), count, pause, wanted, as_json))
+    else:
+        run(_tell(subject, (text or "").encode("utf-8", "surrogateescape"), count, pause, as_json))
+
+
+def event_body(text: str | None) -> Any:
+    """The JSON value of an event's body as typed. Plain words are a JSON text; what begins like an object, an array
+    or a text and is none is refused, because it is a slip."""
+    if text is None or not text.strip():
+        return {}
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        if text.lstrip()[0] in '{["':
+            raise InvalidMessage(f"the body is not JSON: {error}. It was: {text[:80]!r}") from None
+    output.say(f"not JSON: sent as the JSON text {json.dumps(text)}")
+    return text
+
+
+async def _store(
+    subject: str, value: Any, count: int, pause: float, wanted: dict[str, str], as_json: bool
+) -> None:
+    options_ = {**wanted, **({"delay": duration(wanted["delay"])} if "delay" in wanted else {})}
+    async with session() as engine:
+        publisher = Publisher(engine, Registry(), source=_SOURCE, roots=ROOTS, clock=SystemClock())
+        done = 0
+        while done < count:
+            size = 1 if pause else min(_BATCH, count - done)
+            receipts = await publisher.send([publisher.compose(subject, value, **options_) for _ in range(size)])
+            for receipt in receipts:
+                _show(receipt, as_json)
+            done += size
+            if pause and done < count:
+                await asyncio.sleep(pause)
+
+
+def _show(receipt: Receipt, as_json: bool) -> None:
+    if as_json:
+        output.put_json(
+            {"seq": receipt.position, "id": receipt.id, "subject": receipt.subject, "duplicate": receipt.duplicate}
+        )
+    elif receipt.duplicate:
+        output.put(f"already stored seq {receipt.position}: nothing new")
+    elif receipt.position:
+        output.put(f"stored seq {receipt.position}")
+    else:
+        output.put(f"stored until its time, id {receipt.id}")
+
+
+async def _tell(channel: str, body: bytes, count: int, pause: float, as_json: bool) -> None:
+    async with session() as engine:
+        for done in range(count):
+            if done and pause:
+                await asyncio.sleep(pause)
+            heard = await _broadcast(engine, channel, body)
+            if as_json:
+                output.put_json({"channel": channel, "heard": heard})
+            else:
+                output.put(_heard(heard))
+
+
+async def _broadcast(engine: Engine, channel: str, body: bytes) -> int | bool | None:
+    return await engine.broadcast(channel, body, {"ce-source": encode_header(_SOURCE)})
+
+
+def _heard(heard: int | bool | None) -> str:
+    if heard is None:
+        return "sent"
+    if not heard:
+        return "nobody listening"
+    return "heard" if heard is True else f"heard by {heard}"

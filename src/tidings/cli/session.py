@@ -1,0 +1,42 @@
+"""A connection to the engine for the time of one command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import click
+
+from .. import engines
+from ..clock import SystemClock
+from ..engine import Engine
+from ..engines import User
+from ..errors import ConfigError
+from .options import configure_logs, settings
+
+T = TypeVar("T")
+
+ROOTS: Final = ("events.>",)
+
+
+@asynccontextmanager
+async def session(user: User = "work") -> AsyncIterator[Engine]:
+    """The engine of the settings, connected. An embedded broker that does not run is started for that long.
+
+    A `MemoryStore` given to the command line as `obj=` is what `memory:` means then; without one it is refused.
+    """
+    current = settings()
+    place = engines.parse(current.url, current.namespace)
+    store = click.get_current_context().find_root().obj
+    if place.kind == "memory" and store is None:
+        raise ConfigError("memory: lives inside one process, the command line cannot see into it: use embedded:")
+    async with AsyncExitStack() as stack:
+        yield await engines.connect(place, stack, roots=ROOTS, clock=SystemClock(), store=store, user=user)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work in an event loop; Ctrl-C cancels it."""
+    configure_logs()
+    return asyncio.run(work)

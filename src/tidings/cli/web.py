@@ -1,0 +1,46 @@
+"""`web`: serves an ASGI application on a socket it inherits. What `up --web` and `demo` run; not for people."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from typing import Final
+
+import click
+
+from ..errors import MissingExtra
+from . import lifeline, options
+
+_GRACE: Final = 3  # seconds for open connections; browsers that are pushed to never close theirs
+
+
+@click.command(hidden=True)
+@click.argument("app", metavar="MODULE:APP")
+@click.option("--fd", type=int, required=True, help="An inherited listening socket.")
+@options.common
+def web(app: str, fd: int) -> None:
+    """Serve an ASGI application on an inherited socket."""
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtra("The web server uvicorn", "web") from error
+    from .find import load_object
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                lifeline.tell_ready()
+
+    options.configure_logs("info")
+    config = uvicorn.Config(
+        load_object(app, usual="app"), log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE
+    )
+    # uvicorn handles these while it serves and raises them again when it is done: asked to stop is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = Server(config)
+    server.run(sockets=[socket.socket(fileno=fd)])
+    if not server.started:
+        sys.exit(1)

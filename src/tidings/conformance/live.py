@@ -1,0 +1,189 @@
+"""Channels, requests and answers: nothing is stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+from tidings.engine import Headers, Reply, Signal
+from tidings.errors import NoResponder, RequestTimeout, TooLarge
+
+from .case import case, eventually
+from .steps import raising
+from .world import World
+
+
+@case("seam")
+async def entered_means_ready(world: World) -> None:
+    """What is said right after entering `listen` is heard, with its channel, body and headers, in order."""
+    speaker, hearer = await world.engine(), await world.engine()
+    async with hearer.listen(["live.room"]) as signals:
+        for number in range(20):
+            said = await speaker.broadcast("live.room", str(number).encode(), {"n": str(number)})
+            assert said is None or said == 1
+        heard = [await anext(signals) for _ in range(20)]
+    assert [(s.channel, s.body) for s in heard] == [("live.room", str(n).encode()) for n in range(20)]
+    assert [s.headers["n"] for s in heard] == [str(n) for n in range(20)]
+
+
+@case("seam")
+async def all_listeners_hear(world: World) -> None:
+    """Every listener whose filter matches hears a broadcast, once even if two of its filters match."""
+    speaker, one, two = await world.engine(), await world.engine(), await world.engine()
+    async with (
+        one.listen(["live.*.x", "live.a.>"]) as both,
+        one.listen(["live.a.x"]) as exact,
+        two.listen(["live.>"]) as rest,
+    ):
+        for channel in ("live.a.x", "live.b.x", "live.a.y", "live.end.x", "live.a.x"):
+            await speaker.broadcast(channel, b"", {})
+        assert await _until(both, 5) == ["live.a.x", "live.b.x", "live.a.y", "live.end.x", "live.a.x"]
+        assert await _until(exact, 2) == ["live.a.x", "live.a.x"]
+        assert await _until(rest, 5) == ["live.a.x", "live.b.x", "live.a.y", "live.end.x", "live.a.x"]
+
+
+@case("seam")
+async def unheard_is_told(world: World) -> None:
+    """A broadcast nobody listens to says so (or that it cannot know), and is not kept for who listens later."""
+    speaker, hearer = await world.engine(), await world.engine()
+    assert not await speaker.broadcast("live.room", b"early", {})
+    async with hearer.listen(["live.room"]) as signals:
+        await speaker.broadcast("live.room", b"heard", {})
+        assert (await anext(signals)).body == b"heard"
+
+    async def unheard() -> bool:
+        return not await speaker.broadcast("live.room", b"late", {})
+
+    await eventually(unheard, "leaving `listen` ends the listening")
+
+
+@case("seam")
+async def slow_listener_hurts_nobody(world: World) -> None:
+    """A listener that takes nothing stops neither the speaker nor the other listeners."""
+    speaker, slow, quick = await world.engine(), await world.engine(), await world.engine()
+    async with slow.listen(["live.flood"]), quick.listen(["live.flood"]) as signals:
+        for number in range(500):
+            await speaker.broadcast("live.flood", str(number).encode(), {})
+            assert (await anext(signals)).body == str(number).encode()
+
+
+@case("seam")
+async def request_is_answered(world: World) -> None:
+    """A request gets the reply of its responder, headers included, also with a hundred at once."""
+    asker, answerer = await world.engine(), await world.engine()
+
+    async def respond(subject: str, body: bytes, headers: Headers) -> Reply:
+        return Reply(body + b"!", {"was": subject, "got": headers["h"]})
+
+    async with answerer.serve("ask.*", "answerers", respond):
+        replies = await asyncio.gather(
+            *(asker.request(f"ask.q{n}", str(n).encode(), {"h": str(n)}, 20.0) for n in range(100))
+        )
+    assert [reply.body for reply in replies] == [f"{n}!".encode() for n in range(100)]
+    assert [(r.headers["was"], r.headers["got"]) for r in replies] == [(f"ask.q{n}", str(n)) for n in range(100)]
+
+
+@case("seam")
+async def no_responder_is_known_at_once(world: World) -> None:
+    """Without a responder a request raises `NoResponder` long before its timeout, also after one has left."""
+    asker, answerer = await world.engine(), await world.engine()
+    begun = world.clock.monotonic()
+    with raising(NoResponder):
+        await asker.request("ask.nobody", b"", {}, 300.0)
+    async with answerer.serve("ask.nobody", "g", _echo):
+        assert (await asker.request("ask.nobody", b"x", {}, 20.0)).body == b"x"
+
+    async def gone() -> bool:
+        try:
+            await asker.request("ask.nobody", b"", {}, 20.0)
+        except NoResponder:
+            return True
+        return False
+
+    await eventually(gone, "leaving `serve` ends the answering")
+    assert world.clock.monotonic() - begun < 200
+
+
+@case("seam")
+async def request_times_out(world: World) -> None:
+    """A responder that does not answer in time costs the asker its timeout; its late answer reaches nobody."""
+    asker, answerer = await world.engine(), await world.engine()
+    late = asyncio.Event()
+
+    async def respond(subject: str, body: bytes, headers: Headers) -> Reply:
+        if body == b"slow":
+            await late.wait()
+        return Reply(body, {})
+
+    async with answerer.serve("ask.slow", "g", respond):
+        slow = asyncio.create_task(asker.request("ask.slow", b"slow", {}, 4 * world.moment))
+        await world.wait(2 * world.moment)
+        assert not slow.done()
+        await world.wait(3 * world.moment)
+        with raising(RequestTimeout):
+            await slow
+        late.set()
+        assert (await asker.request("ask.slow", b"quick", {}, 20.0)).body == b"quick"
+
+
+@case("seam")
+async def group_shares_requests(world: World) -> None:
+    """Responders of one group share the requests: one of them answers each, and all take part."""
+    asker, one, two = await world.engine(), await world.engine(), await world.engine()
+    answered: Counter[str] = Counter()
+
+    async def as_one(subject: str, body: bytes, headers: Headers) -> Reply:
+        answered["one"] += 1
+        return Reply(body, {})
+
+    async def as_two(subject: str, body: bytes, headers: Headers) -> Reply:
+        answered["two"] += 1
+        return Reply(body, {})
+
+    async with one.serve("ask.shared", "g", as_one), two.serve("ask.shared", "g", as_two):
+        for _ in range(60):
+            await asker.request("ask.shared", b"", {}, 20.0)
+    assert answered.total() == 60
+    assert set(answered) == {"one", "two"}
+
+
+@case("seam")
+async def a_slow_answer_delays_no_other(world: World) -> None:
+    """A responder works on several requests at once."""
+    asker, answerer = await world.engine(), await world.engine()
+    release = asyncio.Event()
+
+    async def respond(subject: str, body: bytes, headers: Headers) -> Reply:
+        if body == b"first":
+            await release.wait()
+        return Reply(body, {})
+
+    async with answerer.serve("ask.many", "g", respond):
+        first = asyncio.create_task(asker.request("ask.many", b"first", {}, 300.0))
+        await world.wait(world.moment)
+        assert (await asker.request("ask.many", b"second", {}, 20.0)).body == b"second"
+        assert not first.done()
+        release.set()
+        assert (await first).body == b"first"
+
+
+@case("seam")
+async def live_messages_have_the_same_limit(world: World) -> None:
+    """A broadcast or request over the limit raises `TooLarge` before it is sent; the connection stays usable."""
+    engine = await world.engine()
+    body = b"x" * (engine.max_message + 1)
+    with raising(TooLarge):
+        await engine.broadcast("live.room", body, {})
+    async with engine.serve("ask.echo", "g", _echo):
+        with raising(TooLarge):
+            await engine.request("ask.echo", body, {}, 20.0)
+        assert (await engine.request("ask.echo", b"small", {}, 20.0)).body == b"small"
+
+
+async def _echo(subject: str, body: bytes, headers: Headers) -> Reply:
+    return Reply(body, headers)
+
+
+async def _until(signals: AsyncIterator[Signal], count: int) -> list[str]:
+    return [(await anext(signals)).channel for _ in range(count)]

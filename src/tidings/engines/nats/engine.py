@@ -1,0 +1,225 @@
+"""The NATS engine: one connection to one namespace on a NATS server or cluster with JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from ...clock import Clock, SystemClock
+from ...engine import (
+    DeadLetter,
+    Delivery,
+    Entry,
+    Group,
+    GroupState,
+    Headers,
+    Outcome,
+    Outgoing,
+    Record,
+    Reply,
+    Responder,
+    Signal,
+    Stats,
+    Stored,
+)
+from ...errors import Closed
+from ...subjects import check_group
+from .api import JetStream
+from .census import Census
+from .groups import Groups
+from .layout import Layout
+from .link import Link, Locate
+from .live import Live
+from .publish import Publisher
+from .pull import Puller
+from .read import Reader
+from .records import Records
+from .redrive import Graveyard
+from .settle import Settler
+from .streams import prepare
+
+_MIB: Final = 1024 * 1024
+_RESERVE: Final = 64 * 1024
+"""What a dead letter may add to a message."""
+
+
+class NatsEngine:
+    """`tidings.engine.Engine` on NATS JetStream. `locate` says where the servers are, each time it is needed."""
+
+    durable = True
+
+    def __init__(
+        self,
+        locate: Locate,
+        *,
+        namespace: str = "tidings",
+        roots: Sequence[str] = ("events.>",),
+        clock: Clock | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        self._layout = Layout(namespace, tuple(roots))
+        self._clock = clock or SystemClock()
+        self._link = Link(locate, name=f"tidings {namespace}")
+        self._js = JetStream(self._link, timeout)
+        self._groups = Groups(self._js, self._layout)
+        self._publisher = Publisher(self._js, self._layout, self._clock)
+        self._settler = Settler(self._js, self._layout, self._clock, self._forget_delivery)
+        self._graveyard = Graveyard(self._js, self._layout, self._groups)
+        self._census = Census(self._js, self._layout, self._clock, self._graveyard)
+        self._reader = Reader(self._js, self._layout)
+        self._records = Records(self._js, self._layout)
+        self._live = Live(self._link, timeout)
+        self._pullers: dict[str, Puller] = {}
+        self._opening = asyncio.Lock()
+        self._open = False
+        self._closed = False
+
+    @property
+    def description(self) -> str:
+        return f"NATS JetStream at {self._link.server or 'no server yet'}, namespace {self._layout.namespace}"
+
+    @property
+    def max_message(self) -> int:
+        return min(_MIB, self._link.max_payload - _RESERVE)
+
+    async def open(self) -> None:
+        async with self._opening:
+            if self._closed:
+                raise Closed("the engine was closed")
+            if self._open:
+                return
+            try:
+                async with asyncio.timeout(30.0):
+                    await self._link.open(min(8.0, self._js.timeout))
+                    await prepare(self._js, self._layout)
+            except BaseException:
+                await self._link.close()
+                raise
+            self._link.on_connect(self._ring)
+            self._open = True
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.close()
+        self._live.close()
+        await asyncio.gather(*(puller.close() for puller in self._pullers.values()))
+        await self._link.close()
+
+    async def abandon(self) -> None:
+        """Disappear as a killed process does: nothing is handed back and nothing more is sent."""
+        self._closed = True
+        self._reader.close()
+        self._live.close()
+        for puller in self._pullers.values():
+            puller.abandon()
+        await self._link.abandon()
+
+    async def declare(self, groups: Sequence[Group]) -> None:
+        self._check_open()
+        for group in groups:
+            check_group(group.name)
+            shape = await self._groups.declare(group)
+            puller = self._pullers.get(group.name)
+            if puller is not None:
+                puller.reshaped(shape)
+                if group.paused:
+                    await puller.stop()
+
+    async def forget(self, group: str) -> None:
+        self._check_open()
+        puller = self._pullers.pop(group, None)
+        if puller is not None:
+            puller.abandon()
+        await self._groups.forget(group)
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Stored]:
+        self._check_open()
+        return await self._publisher.publish(messages, self.max_message)
+
+    async def pull(self, group: str, limit: int, wait: float) -> list[Delivery]:
+        self._check_open()
+        puller = self._pullers.get(group)
+        if puller is None:
+            puller = self._pullers[group] = Puller(self._js, self._layout, self._clock, self._groups, group)
+        return await puller.pull(limit, wait)
+
+    async def stop_pulling(self, group: str) -> None:
+        if (puller := self._pullers.get(group)) is not None:
+            await puller.stop()
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+        self._check_open()
+        if outcomes:
+            await self._settler.settle(outcomes)
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        self._check_open()
+        await self._settler.extend(deliveries, self._groups.lease)
+
+    async def read(self, filters: Sequence[str], after: int, limit: int, wait: float = 0.0) -> list[Entry]:
+        self._check_open()
+        return await self._reader.read(filters, after, limit, wait)
+
+    async def subjects(self, filter: str) -> dict[str, int]:
+        self._check_open()
+        return await self._census.subjects(filter)
+
+    async def states(self, entry: Entry) -> dict[str, GroupState]:
+        self._check_open()
+        return await self._census.states(entry)
+
+    async def dead_letters(self, group: str | None = None, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        self._check_open()
+        return await self._graveyard.letters(group, after, limit)
+
+    async def redrive(self, letters: Sequence[DeadLetter]) -> int:
+        self._check_open()
+        return await self._graveyard.redrive(letters)
+
+    async def discard(self, letters: Sequence[DeadLetter]) -> int:
+        self._check_open()
+        return await self._graveyard.discard(letters)
+
+    async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
+        self._check_open()
+        return await self._live.broadcast(channel, body, headers)
+
+    def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal]]:
+        self._check_open()
+        return self._live.listen(channels)
+
+    async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
+        self._check_open()
+        return await self._live.request(subject, body, headers, timeout)
+
+    def serve(self, subject: str, group: str, responder: Responder) -> AbstractAsyncContextManager[None]:
+        self._check_open()
+        return self._live.serve(subject, group, responder)
+
+    async def recall(self, key: str) -> Record | None:
+        self._check_open()
+        return await self._records.recall(key)
+
+    async def register(self, key: str, value: bytes, revision: int) -> int:
+        self._check_open()
+        return await self._records.register(key, value, revision)
+
+    async def stats(self) -> Stats:
+        self._check_open()
+        return await self._census.stats()
+
+    def _check_open(self) -> None:
+        if not self._open or self._closed:
+            raise Closed("the engine was closed" if self._closed else "the engine is not open: await engine.open()")
+
+    def _forget_delivery(self, delivery: Delivery) -> None:
+        if (puller := self._pullers.get(delivery.group)) is not None:
+            puller.settled(delivery)
+
+    def _ring(self) -> None:
+        for puller in self._pullers.values():
+            puller.ring()

@@ -1,0 +1,207 @@
+"""Groups as pairs of durable consumers: making them, adding claims, pausing, removing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import msgspec
+
+from ...engine import Claim, Entry, Group
+from ...errors import Conflict, EngineUnavailable
+from .api import CONSUMER_EXISTS, WRONG_SEQUENCE, ApiError, JetStream, expect
+from .layout import FOREVER, Held, Layout, Shape, shape_of
+from .streams import locked
+from .wire import Origin, copied, direct_entry
+
+log = logging.getLogger("tidings.engines.nats")
+
+_AT_ONCE: Final = 64
+
+
+class Groups:
+    def __init__(self, js: JetStream, layout: Layout) -> None:
+        self._js = js
+        self._layout = layout
+        self._known: dict[str, Shape] = {}
+
+    async def declare(self, group: Group) -> Shape:
+        """See `Engine.declare`. A crash in the middle is mended by the next declaration, or by the next reader."""
+        info = await self._js.consumer(self._layout.events, group.name)
+        if info is None:
+            info = await self._create(group)
+        shape = _shape(info)
+        if _merged(shape, group) != shape:
+            shape = await self._add(group)
+        if shape.pending:
+            shape = await self._complete(group.name)
+        await self._pause(group.name, group.paused)
+        self._known[group.name] = shape
+        return shape
+
+    async def living(self, name: str) -> Shape:
+        """The group as it is now, to pull from it. One whose consumers have been removed from under us is made again.
+
+        Raises `Conflict` for a group that nobody declared, or that was removed.
+        """
+        info = await self._js.consumer(self._layout.events, name)
+        inbox = info and await self._js.consumer(self._layout.control, name)
+        if info is not None and inbox:
+            shape = _shape(info)
+        else:
+            known = self._known.get(name) if info is None else _shape(info)
+            if known is None or await self._js.message(self._layout.control, self._layout.gone(name)):
+                raise Conflict(f"group {name!r} is not declared in namespace {self._layout.namespace!r}")
+            log.warning("the consumers of group %s were removed: making them again, handled messages come again", name)
+            shape = await self._make(known)
+        if shape.pending:
+            shape = await self._complete(name)
+        self._known[name] = shape
+        return shape
+
+    def lease(self, name: str) -> float:
+        """Seconds of a group's leases, of those that were pulled from or declared here."""
+        return self._known[name].lease
+
+    async def forget(self, name: str) -> None:
+        """See `Engine.forget`. The mark keeps running readers from making the group again."""
+        self._known.pop(name, None)
+        layout = self._layout
+        await self._js.store(layout.gone(name), b"gone", {"Nats-Rollup": "sub"})
+        for stream in (layout.events, layout.control):
+            await self._js.delete_consumer(stream, name)
+        for subject in (layout.inbox(name), layout.dead(name), layout.attempts(name)):
+            await self._js.purge(layout.control, subject)
+
+    async def logged(self, entry: Entry) -> Entry:
+        """The entry with body and headers as the log has them."""
+        async for frames in self._js.pages(self._layout.events, entry.subject, entry.position, 1):
+            found = direct_entry(frames[0])
+            if found.position == entry.position:
+                return found
+            break
+        log.error("entry %d of %s is not in the log any more: its body is lost", entry.position, entry.subject)
+        return entry
+
+    async def _create(self, group: Group) -> dict[str, Any]:
+        start = max(1, min((claim.since for claim in group.claims), default=1))
+        claims = tuple(Held(claim, 1) for claim in dict.fromkeys(group.claims))
+        await self._js.purge(self._layout.control, self._layout.gone(group.name))
+        await self._make(Shape(group.name, claims, group.lease, start))
+        info = await self._js.consumer(self._layout.events, group.name)
+        if info is None:
+            raise EngineUnavailable(f"group {group.name!r} was removed while it was being declared")
+        return info
+
+    async def _make(self, shape: Shape) -> Shape:
+        layout = self._layout
+        # The consumer on Events last: a group counts as there when that one is.
+        await self._put(layout.control, layout.inbox_config(shape))
+        await self._put(layout.events, layout.group_config(shape))
+        info = await self._js.consumer(layout.events, shape.name)
+        return _shape(info) if info else shape
+
+    async def _put(self, stream: str, config: dict[str, Any]) -> None:
+        try:
+            await self._js.put_consumer(stream, config, "create")
+        except ApiError as error:
+            if error.code != CONSUMER_EXISTS:
+                raise
+
+    async def _add(self, group: Group) -> Shape:
+        """Write the claims that are new, and another lease, into the consumers."""
+        layout = self._layout
+        async with locked(self._js, layout):
+            info = await self._js.consumer(layout.events, group.name)
+            if info is None:
+                raise Conflict(f"group {group.name!r} was removed while it was being declared")
+            before = _shape(info)
+            shape = _merged(before, group)
+            if shape != before:
+                await self._js.put_consumer(layout.events, _kept(info) | layout.group_config(shape), "update")
+            if shape.lease != before.lease:
+                inbox = await self._js.consumer(layout.control, group.name)
+                if inbox is not None:
+                    config = _kept(inbox) | layout.inbox_config(shape)
+                    await self._js.put_consumer(layout.control, config, "update")
+            return shape
+
+    async def _complete(self, name: str) -> Shape:
+        """Copy to the inbox what added claims want of the past, then let them take what follows from the log.
+
+        The consumer's filters have been widened before, so whatever is stored after the reading of `last` is
+        delivered by it; what stands before may or may not be, and is therefore only taken from the inbox.
+        """
+        layout = self._layout
+        shape = _shape_or_conflict(await self._js.consumer(layout.events, name), name)
+        last = int((await self._js.stream(layout.events))["state"]["last_seq"])
+        added = tuple(held for held in shape.claims if held.direct is None)
+        older = tuple(held.claim for held in shape.claims if held.direct is not None)
+        for held in added:
+            await self._copy(name, held.claim, older, last)
+        async with locked(self._js, layout):
+            info = await self._js.consumer(layout.events, name)
+            shape = _shape_or_conflict(info, name)
+            claims = tuple(
+                msgspec.structs.replace(held, direct=last + 1) if held in added else held for held in shape.claims
+            )
+            shape = msgspec.structs.replace(shape, claims=claims)
+            assert info is not None
+            await self._js.put_consumer(layout.events, _kept(info) | layout.group_config(shape), "update")
+        return shape
+
+    async def _copy(self, name: str, claim: Claim, older: tuple[Claim, ...], last: int) -> None:
+        async for frames in self._js.pages(self._layout.events, claim.filter, max(1, claim.since)):
+            entries = [direct_entry(frame) for frame in frames]
+            wanted = [
+                entry
+                for entry in entries
+                if entry.position <= last
+                and claim.wants(entry.subject, entry.position)
+                and not any(old.wants(entry.subject, entry.position) for old in older)
+            ]
+            for begin in range(0, len(wanted), _AT_ONCE):
+                some = wanted[begin : begin + _AT_ONCE]
+                await asyncio.gather(*(self._into_inbox(name, entry) for entry in some))
+            if entries[-1].position > last:
+                return
+
+    async def _into_inbox(self, name: str, entry: Entry) -> None:
+        body, headers = copied(entry, Origin(entry.subject, entry.time), self._js.link.max_payload)
+        try:
+            await self._js.store(self._layout.inbox(name, entry.position), body, headers | expect(0))
+        except ApiError as error:
+            if error.code != WRONG_SEQUENCE:  # else an earlier try has put it there
+                raise
+
+    async def _pause(self, name: str, paused: bool) -> None:
+        for stream in (self._layout.control, self._layout.events):
+            info = await self._js.consumer(stream, name)
+            if info is not None and bool(info.get("paused")) != paused:
+                await self._js.pause(stream, name, FOREVER if paused else None)
+
+
+def _merged(shape: Shape, group: Group) -> Shape:
+    """The shape with the claims and the lease of the group; claims that are new to it are pending."""
+    there = [held.claim for held in shape.claims]
+    added = tuple(Held(claim, None) for claim in dict.fromkeys(group.claims) if claim not in there)
+    return msgspec.structs.replace(shape, claims=shape.claims + added, lease=group.lease)
+
+
+def _kept(info: dict[str, Any]) -> dict[str, Any]:
+    """A consumer's configuration as it stands, for an update that loses nothing of it."""
+    return {key: value for key, value in info["config"].items() if key not in ("filter_subject", "metadata")}
+
+
+def _shape(info: dict[str, Any]) -> Shape:
+    shape = shape_of(info)
+    if shape is None:
+        raise Conflict(f"the consumer {info['name']!r} exists and is not one of ours: choose another group name")
+    return shape
+
+
+def _shape_or_conflict(info: dict[str, Any] | None, name: str) -> Shape:
+    if info is None:
+        raise Conflict(f"group {name!r} was removed")
+    return _shape(info)

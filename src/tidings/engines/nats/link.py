@@ -1,0 +1,391 @@
+"""A connection that comes back: it reconnects, restores subscriptions, and matches answers to questions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeAlias
+
+from ...errors import Closed, EngineError, EngineUnavailable, TooLarge
+from .connection import Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
+
+log = logging.getLogger("tidings.engines.nats")
+
+Locate: TypeAlias = Callable[[], Awaitable[Address]]
+"""Where the servers are now. Asked again whenever the connection is lost, so that a moved broker is found."""
+Connector: TypeAlias = Callable[[str, Address, str, OnLost, OnDenied], Awaitable[CoreConnection]]
+
+MAX_CONTROL_LINE: Final = 4096
+_PAUSES: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+_WATCH: Final = 1.0
+_PINGS: Final = 5
+_DENIED = re.compile(r'permissions violation for publish to "([^"]+)"')
+
+
+class Disconnected(EngineUnavailable):
+    """The connection is lost at the moment, or was while an answer was awaited."""
+
+
+class Denied(EngineUnavailable):
+    """The server does not let this user do that."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(
+            f"the NATS user of this connection may not publish to {subject!r}: use a user with more rights, "
+            "or have a worker do it"
+        )
+        self.subject = subject
+
+
+class Subscription:
+    """A subscription that outlives reconnects, until `close`."""
+
+    def __init__(self, link: Link, subject: str, queue: str, on_frame: OnFrame) -> None:
+        self.subject = subject
+        self.queue = queue
+        self.on_frame = on_frame
+        self.current: Subscribed | None = None
+        self._link = link
+
+    async def close(self) -> None:
+        self._link._subscriptions.discard(self)
+        current, self.current = self.current, None
+        if current is not None:
+            await current.close()
+
+    async def drain(self) -> None:
+        """Like `close`, and returns when all that was on its way has been handed to `on_frame`."""
+        self._link._subscriptions.discard(self)
+        current, self.current = self.current, None
+        if current is not None:
+            await current.drain()
+
+
+class Link:
+    """Reconnects for as long as it is open. Nothing is kept for later: what cannot be sent raises `Disconnected`."""
+
+    def __init__(self, locate: Locate, *, name: str = "tidings", connector: Connector = connect_nats_py) -> None:
+        self.inbox = f"_INBOX.{secrets.token_hex(8)}"
+        self.generation = 0
+        """Rises with each connection: what was asked of an older one is gone."""
+        self.last_problem = ""
+        self._locate = locate
+        self._connector = connector
+        self._name = name
+        self._connection: CoreConnection | None = None
+        self._subscriptions: set[Subscription] = set()
+        self._answers: dict[str, tuple[str, Callable[[Frame | Exception], None]]] = {}
+        self._tokens = itertools.count()
+        self._up = asyncio.Event()
+        self._down = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._known: tuple[str, ...] = ()
+        self._closed = False
+        self._closing: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._on_connect: list[Callable[[], None]] = []
+        self._max_payload = 1024 * 1024
+
+    @property
+    def connected(self) -> bool:
+        return self._up.is_set() and self._connection is not None and self._connection.alive
+
+    @property
+    def max_payload(self) -> int:
+        return self._max_payload
+
+    @property
+    def server(self) -> str:
+        """The address that answers, or answered last."""
+        return self._connection.server if self._connection else ""
+
+    def on_connect(self, callback: Callable[[], None]) -> None:
+        """Call after each connect, when the subscriptions stand again, and after each loss."""
+        self._on_connect.append(callback)
+
+    async def open(self, patience: float) -> None:
+        """Connect. Raises `EngineUnavailable` after `patience` seconds."""
+        self._answering = Subscription(self, f"{self.inbox}.a.*", "", self._answer)
+        self._subscriptions.add(self._answering)
+        self._task = asyncio.create_task(self._run(), name="tidings nats link")
+        await self.ready(patience)
+
+    async def ready(self, patience: float) -> None:
+        """Wait until connected. Raises `EngineUnavailable` after `patience` seconds, `Closed` after `close`."""
+        if not self.connected:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await self._up.wait()
+        if self._closed:
+            raise Closed("the engine was closed")
+        if not self._up.is_set():
+            raise EngineUnavailable(self._nobody())
+
+    async def close(self) -> None:
+        """Fail all that waits with `Closed`, send what is written, disconnect."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._connection is not None and self.connected:
+            with contextlib.suppress(OSError):
+                await self._connection.ping()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._drop(Closed("the engine was closed"))
+        self._up.set()
+        await asyncio.gather(*self._closing)
+
+    async def abandon(self) -> None:
+        """Disconnect as a killed process does: nothing is sent any more."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._drop(Closed("the engine was abandoned"))
+        self._up.set()
+        await asyncio.gather(*self._closing)
+
+    async def publish(
+        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Send now or raise `Disconnected`. Raises `TooLarge` for what would make the server hang up."""
+        connection = self._connection
+        if self._closed:
+            raise Closed("the engine was closed")
+        if connection is None or not connection.alive:
+            raise Disconnected(self._nobody())
+        size = len(body) + (sum(len(k) + len(v.encode()) + 4 for k, v in headers.items()) + 12 if headers else 0)
+        if size > connection.max_payload:
+            raise TooLarge(size, connection.max_payload)
+        if len(subject) + len(reply) > MAX_CONTROL_LINE - 64:
+            raise TooLarge(len(subject), MAX_CONTROL_LINE - 64)
+        try:
+            await connection.publish(subject, body, headers, reply)
+        except TooLarge:
+            raise
+        except Exception as error:
+            raise Disconnected(f"{connection.server}: {error}") from error
+
+    async def ask(
+        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> asyncio.Future[Frame]:
+        """Send a question; the future gets the first answer, `Disconnected` when it is lost on the way, or `Denied`."""
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+
+        def arrived(answer: Frame | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+                future.exception()  # whoever asked may have gone
+            else:
+                future.set_result(answer)
+
+        token = self._expect(subject, arrived)
+        future.add_done_callback(lambda _: self._answers.pop(token, None))
+        try:
+            await self.publish(subject, body, headers, f"{self.inbox}.a.{token}")
+        except BaseException:
+            future.cancel()
+            raise
+        return future
+
+    async def request(
+        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, timeout: float = 5.0
+    ) -> Frame:
+        """`ask` and wait. Raises `TimeoutError`, `Disconnected`, `Denied`."""
+        async with asyncio.timeout(timeout):
+            return await (await self.ask(subject, body, headers))
+
+    async def collect(
+        self, subject: str, body: bytes, is_last: Callable[[Frame], bool], timeout: float
+    ) -> tuple[list[Frame], bool]:
+        """All answers to one question until `is_last`, or for `timeout` seconds; and whether the last one came."""
+        frames: list[Frame] = []
+        finished: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def arrived(answer: Frame | Exception) -> None:
+            if finished.done():
+                return
+            if isinstance(answer, Exception):
+                finished.set_exception(answer)
+                finished.exception()
+                return
+            frames.append(answer)
+            if is_last(answer):
+                finished.set_result(True)
+
+        token = self._expect(subject, arrived)
+        try:
+            async with asyncio.timeout(timeout):
+                await self.publish(subject, body, None, f"{self.inbox}.a.{token}")
+                await finished
+        except TimeoutError:
+            return frames, False
+        finally:
+            self._answers.pop(token, None)
+        return frames, True
+
+    async def subscribe(self, subject: str, on_frame: OnFrame, queue: str = "") -> Subscription:
+        """Take part from now on, over reconnects too; while disconnected it begins with the next connection."""
+        subscription = Subscription(self, subject, queue, on_frame)
+        self._subscriptions.add(subscription)
+        if self._connection is not None and self._up.is_set():
+            await self._restore(self._connection, subscription)
+        return subscription
+
+    async def flush(self) -> None:
+        """Returns when the server has read all that was sent before. Raises `Disconnected`."""
+        connection = self._connection
+        if self._closed:
+            raise Closed("the engine was closed")
+        if connection is None or not connection.alive:
+            raise Disconnected(self._nobody())
+        lost = asyncio.ensure_future(self._down.wait())
+        ping = asyncio.ensure_future(connection.ping())
+        try:
+            await asyncio.wait({lost, ping}, return_when=asyncio.FIRST_COMPLETED)
+            if not ping.done() or ping.exception() is not None:
+                raise Disconnected(self._nobody())
+        finally:
+            lost.cancel()
+            ping.cancel()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside; what it raises is logged. For the rare, never for each message."""
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside_done)
+
+    def _beside_done(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, EngineError):
+            log.debug("%s", error)
+        else:
+            log.error("unexpected error", exc_info=error)
+
+    def _expect(self, subject: str, arrived: Callable[[Frame | Exception], None]) -> str:
+        token = str(next(self._tokens))
+        self._answers[token] = (subject, arrived)
+        return token
+
+    def _answer(self, frame: Frame) -> None:
+        waiting = self._answers.get(frame.subject.rpartition(".")[2])
+        if waiting is not None:
+            waiting[1](frame)
+
+    def _denied(self, text: str) -> None:
+        # nats-py hands the text on in lower case.
+        found = _DENIED.search(text)
+        log.warning("%s", text)
+        for subject, arrived in list(self._answers.values()):
+            if found and subject.lower() == found[1]:
+                arrived(Denied(subject))
+
+    def _lost(self, error: Exception | None) -> None:
+        self.last_problem = str(error or "the connection was lost")
+        self._down.set()
+
+    async def _run(self) -> None:
+        """Connect, watch, and connect again."""
+        attempt = 0
+        while True:
+            try:
+                await self._connect()
+            except EngineUnavailable as error:
+                self.last_problem = str(error)
+                log.debug("not connected: %s", error)
+                pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
+                attempt += 1
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+                continue
+            attempt = 0
+            await self._watch()
+            log.warning("connection to %s lost: %s", self.server, self.last_problem)
+            self._drop(Disconnected(f"the connection to {self.server} was lost: {self.last_problem}"))
+            self._tell()
+
+    async def _connect(self) -> None:
+        address = await self._locate()
+        servers = list(dict.fromkeys([*random.sample(address.servers, len(address.servers)), *self._known]))
+        problems: list[str] = []
+        for server in servers:
+            self._down.clear()
+            try:
+                connection = await self._connector(server, address, self._name, self._lost, self._denied)
+            except EngineUnavailable as error:
+                problems.append(str(error))
+                continue
+            try:
+                for subscription in list(self._subscriptions):
+                    await self._restore(connection, subscription)
+                await connection.ping()
+            except Exception as error:
+                problems.append(f"{server}: {error}")
+                await connection.close()
+                continue
+            self._connection = connection
+            self._max_payload = connection.max_payload
+            self._known = connection.known_servers
+            self.generation += 1
+            if self.generation > 1:
+                log.info("connected again to %s", connection.server)
+            self._up.set()
+            self._tell()
+            return
+        raise EngineUnavailable("; ".join(problems) or "no server is known")
+
+    async def _restore(self, connection: CoreConnection, subscription: Subscription) -> None:
+        subscription.current = await connection.subscribe(
+            subscription.subject, subscription.queue, subscription.on_frame
+        )
+
+    async def _watch(self) -> None:
+        """Returns when the connection is lost."""
+        connection = self._connection
+        assert connection is not None
+        for beat in itertools.count(1):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH):
+                    await self._down.wait()
+            if self._down.is_set() or not connection.alive:
+                return
+            if beat % _PINGS == 0:
+                try:
+                    await connection.ping()
+                except OSError as error:
+                    self._lost(error)
+                    return
+
+    def _drop(self, error: EngineUnavailable | Closed) -> None:
+        connection, self._connection = self._connection, None
+        self._up.clear()
+        self._down.set()
+        for _, arrived in list(self._answers.values()):
+            arrived(type(error)(str(error)))
+        for subscription in self._subscriptions:
+            subscription.current = None
+        if connection is not None:
+            # Not waited for: a broken connection can take its time, and the next one is wanted now.
+            closing = asyncio.create_task(connection.close(), name="tidings nats closing")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _tell(self) -> None:
+        for callback in self._on_connect:
+            callback()
+
+    def _nobody(self) -> str:
+        return (
+            f"no NATS server can be used at the moment ({self.last_problem or 'not connected'}): "
+            "is it running, and are address, user and password right?"
+        )

@@ -1,0 +1,147 @@
+"""Channels and requests: plain NATS, nothing is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from ...engine import Headers, Reply, Responder, Signal
+from ...errors import Closed, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
+from ...subjects import check_subject
+from .connection import Frame
+from .link import Disconnected, Link
+from .wire import check_headers, clean
+
+log = logging.getLogger("tidings.engines.nats")
+
+_KEPT: Final = 10_000
+"""Signals kept for a listener that is slow; beyond that its oldest are dropped."""
+
+
+class Live:
+    def __init__(self, link: Link, timeout: float) -> None:
+        self._link = link
+        self._timeout = timeout
+        self._listeners: set[_Ear] = set()
+
+    async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
+        """See `Engine.broadcast`: True or False."""
+        check_subject(channel)
+        check_headers(headers)
+        self._fits(channel, body, headers)
+        await self._link.ready(self._timeout)
+        answer = await self._link.ask(channel, body, dict(headers) or None)
+        try:
+            # With nobody there the server says so before it answers the ping of `flush`.
+            await self._link.flush()
+            for _ in range(5):
+                if answer.done():
+                    break
+                await asyncio.sleep(0)
+            return not (answer.done() and answer.result().status == "503")
+        finally:
+            answer.cancel()
+
+    @asynccontextmanager
+    async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal]]:
+        """See `Engine.listen`."""
+        await self._link.ready(self._timeout)
+        ear = _Ear()
+        self._listeners.add(ear)
+        subscriptions = [await self._link.subscribe(channel, ear.hear) for channel in dict.fromkeys(channels)]
+        try:
+            await self._link.flush()
+            yield ear.signals()
+        finally:
+            self._listeners.discard(ear)
+            for subscription in subscriptions:
+                await subscription.close()
+
+    async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
+        """See `Engine.request`. It is sent once: a responder may not be asked twice for one question."""
+        check_subject(subject)
+        check_headers(headers)
+        self._fits(subject, body, headers)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        await self._link.ready(timeout)
+        try:
+            frame = await self._link.request(
+                subject, body, dict(headers) or None, timeout=max(0.0, until - loop.time())
+            )
+        except TimeoutError:
+            raise RequestTimeout(subject, timeout) from None
+        except Disconnected as error:
+            raise EngineUnavailable(f"the connection was lost while {subject} was asked: {error}") from error
+        if frame.status == "503":
+            raise NoResponder(subject)
+        return Reply(frame.body, clean(frame.headers))
+
+    @asynccontextmanager
+    async def serve(self, subject: str, group: str, responder: Responder) -> AsyncIterator[None]:
+        """See `Engine.serve`. Requests run beside each other; leaving waits for those that have begun."""
+        running: set[asyncio.Task[None]] = set()
+
+        def take(frame: Frame) -> None:
+            task = asyncio.create_task(self._answer(frame, responder))
+            running.add(task)
+            task.add_done_callback(running.discard)
+
+        await self._link.ready(self._timeout)
+        subscription = await self._link.subscribe(subject, take, queue=group)
+        try:
+            await self._link.flush()
+            yield
+        finally:
+            await subscription.drain()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def close(self) -> None:
+        for ear in self._listeners:
+            ear.end()
+
+    async def _answer(self, frame: Frame, responder: Responder) -> None:
+        try:
+            reply = await responder(frame.subject, frame.body, clean(frame.headers))
+            if frame.reply:
+                await self._link.publish(frame.reply, reply.body, dict(reply.headers) or None)
+        except (EngineUnavailable, Closed, TooLarge) as error:
+            log.warning("the answer to %s could not be sent: %s", frame.subject, error)
+        except Exception:
+            log.exception("the responder of %s failed; the asker will run into its timeout", frame.subject)
+
+    def _fits(self, subject: str, body: bytes, headers: Headers) -> None:
+        size = len(subject) + len(body) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+        limit = self._link.max_payload - 1024
+        if size > limit:
+            raise TooLarge(size, limit)
+
+
+class _Ear:
+    def __init__(self) -> None:
+        self._kept: deque[Signal] = deque(maxlen=_KEPT)
+        self._heard = asyncio.Event()
+        self._ended = False
+
+    def hear(self, frame: Frame) -> None:
+        if len(self._kept) == _KEPT:
+            log.warning("a listener is too slow for %s: its oldest signal is dropped", frame.subject)
+        self._kept.append(Signal(frame.subject, frame.body, clean(frame.headers)))
+        self._heard.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._heard.set()
+
+    async def signals(self) -> AsyncIterator[Signal]:
+        while True:
+            while self._kept:
+                yield self._kept.popleft()
+            if self._ended:
+                raise Closed("the engine was closed")
+            self._heard.clear()
+            await self._heard.wait()

@@ -1,0 +1,307 @@
+"""What one connection pulls for one group: asking, holding, keeping leases, handing out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import platform
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from ...clock import Clock
+from ...engine import Delivery, Entry
+from ...errors import Closed, EngineError, EngineUnavailable
+from .api import JetStream
+from .connection import Frame
+from .fetch import Fetch
+from .groups import Groups
+from .layout import NS, Layout, Shape
+from .link import Disconnected, Subscription
+from .wire import Attempts, Token, clean, origin_of, original, source
+
+log = logging.getLogger("tidings.engines.nats")
+
+SAFE: Final = 5 / 6
+"""Part of the lease after which nothing is settled any more."""
+_SOON: Final = b'-NAK {"delay": 500000000}'
+_numbers = itertools.count()
+
+
+class Holding(msgspec.Struct):
+    """The answer of a reader to the question who holds what."""
+
+    reader: str
+    count: int
+    """Deliveries of the group in its hands."""
+    since: float | None = None
+    """Since when it holds the one that was asked for, seconds since 1970."""
+
+
+class Puller:
+    """One group's deliveries on this connection. A single subscription takes in what both of its consumers send."""
+
+    def __init__(self, js: JetStream, layout: Layout, clock: Clock, groups: Groups, group: str) -> None:
+        self._js = js
+        self._link = js.link
+        self._layout = layout
+        self._clock = clock
+        self._groups = groups
+        self._group = group
+        inbox = f"{self._link.inbox}.p{next(_numbers)}"
+        self._inbox = inbox
+        self._fetches = {
+            layout.events: Fetch(self._link, layout.events, group, f"{inbox}.e"),
+            layout.control: Fetch(self._link, layout.control, group, f"{inbox}.c"),
+        }
+        self._shape: Shape | None = None
+        self._buffer: deque[Delivery] = deque()
+        self._held: dict[str, tuple[Delivery, float]] = {}
+        self._doubtful: list[Frame] = []
+        self._changed = asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._keeper: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+        self._stops = 0
+        self._closed = False
+
+    async def pull(self, limit: int, wait: float) -> list[Delivery]:
+        """See `Engine.pull`."""
+        loop = asyncio.get_running_loop()
+        until, asked, stops = loop.time() + wait, False, self._stops
+        while self._stops == stops:
+            if taken := await self._take(limit):
+                if len(taken) == limit > 1:
+                    await self._ask(limit, 0.0)
+                return taken
+            left = until - loop.time()
+            if asked and left <= 0 and not (wait <= 0 and self._asking):
+                return []
+            changed = self._changed
+            try:
+                await self._link.ready(max(left, 0.0))
+                await self._start()
+                if self._stops != stops:
+                    break
+                await self._ask(limit, max(left, 0.0))
+            except Disconnected:
+                if left <= 0:
+                    raise
+                continue
+            asked = True
+            # With `wait` 0 the server answers at once; should it not, it is gone.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left if left > 0 else min(2.0, self._js.timeout)):
+                    await changed.wait()
+            if left <= 0 and not changed.is_set():
+                raise EngineUnavailable(f"{self._link.server} does not answer a pull for group {self._group}")
+        return []
+
+    async def stop(self) -> None:
+        """See `Engine.stop_pulling`."""
+        self._stops += 1
+        self.ring()
+        async with self._starting:
+            subscriptions, self._subscriptions = self._subscriptions, []
+            keeper, self._keeper = self._keeper, None
+            if keeper is not None:
+                keeper.cancel()
+            for subscription in subscriptions:
+                await subscription.drain()
+            for fetch in self._fetches.values():
+                fetch.forget()
+            waiting = [*(delivery.token.reply for delivery in self._buffer), *(f.reply for f in self._doubtful)]
+            self._buffer.clear()
+            self._doubtful.clear()
+            await self._hand_back(waiting)
+
+    async def close(self) -> None:
+        """Stop, hand back also what was handed out and not settled, and end all waiting pulls with `Closed`."""
+        self._closed = True
+        with contextlib.suppress(EngineUnavailable):
+            await self.stop()
+            now = self._clock.monotonic()
+            await self._hand_back([reply for reply, (held, _) in self._held.items() if held.deadline > now])
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Stop without a word to the server."""
+        self._closed = True
+        self._held.clear()
+        self._buffer.clear()
+        if self._keeper is not None:
+            self._keeper.cancel()
+        self.ring()
+
+    def settled(self, delivery: Delivery) -> None:
+        self._held.pop(delivery.token.reply, None)
+
+    def ring(self) -> None:
+        """Something has changed: let every waiting pull look again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def reshaped(self, shape: Shape) -> None:
+        """The group was declared anew on this connection."""
+        self._shape = shape
+
+    @property
+    def _asking(self) -> bool:
+        return bool(self._doubtful) or any(fetch.open for fetch in self._fetches.values())
+
+    async def _start(self) -> None:
+        """Subscribe, if this is the first pull or the first after `stop`. Raises `Conflict` for an unknown group."""
+        if self._closed:
+            raise Closed("the engine was closed")
+        if self._subscriptions and not any(fetch.missing for fetch in self._fetches.values()):
+            return
+        async with self._starting:
+            if self._shape is None or any(fetch.missing for fetch in self._fetches.values()):
+                if self._shape is not None:
+                    await asyncio.sleep(0.05)  # perhaps a leader is being elected
+                self._shape = await self._groups.living(self._group)
+                for fetch in self._fetches.values():
+                    fetch.missing = False
+            if not self._subscriptions:
+                self._subscriptions = [
+                    await self._link.subscribe(f"{self._inbox}.*.*", self._receive),
+                    await self._link.subscribe(self._layout.who(self._group), self._tell_who),
+                ]
+                self._keeper = asyncio.create_task(self._keep(), name=f"tidings leases of {self._group}")
+
+    async def _ask(self, limit: int, wait: float) -> None:
+        """Ask both consumers for as many as are wanted beyond what is here, unless a request is open."""
+        wanted = limit - len(self._buffer)
+        for fetch in self._fetches.values():
+            if wanted > 0 and not fetch.open:
+                await fetch.ask(wanted, wait)
+
+    def _receive(self, frame: Frame) -> None:
+        if not frame.reply.startswith("$JS.ACK."):
+            kind = self._layout.events if ".e." in frame.subject else self._layout.control
+            self._fetches[kind].status(frame)
+        else:
+            self._take_in(frame)
+        self.ring()
+
+    def _take_in(self, frame: Frame) -> None:
+        came = source(frame.reply)
+        fetch = self._fetches.get(came.stream)
+        if fetch is None or self._shape is None:
+            return
+        fetch.message()
+        if came.stream == self._layout.control:
+            position = int(frame.subject.rpartition(".")[2])
+            origin = origin_of(frame)
+            entry = original(position, origin, frame.headers, frame.body)
+            token = Token(frame.reply, came.position, origin.reference)
+            self._buffer.append(self._delivery(entry, came.deliveries, token))
+        elif self._shape.verdict(frame.subject, came.position):
+            entry = Entry(came.position, frame.subject, came.time, clean(frame.headers), frame.body)
+            self._buffer.append(self._delivery(entry, came.deliveries, Token(frame.reply, 0)))
+        else:
+            # Somebody may have added a claim since we looked: never acknowledge on old knowledge.
+            self._doubtful.append(frame)
+            if len(self._doubtful) == 1:
+                self._link.spawn(self._resolve())
+
+    def _delivery(self, entry: Entry, deliveries: int, token: Token) -> Delivery:
+        assert self._shape is not None
+        deadline = self._clock.monotonic() + self._shape.lease * SAFE
+        return Delivery(entry, self._group, deliveries, 0, deadline, token)
+
+    async def _resolve(self) -> None:
+        """Decide about entries that the group did not want as far as was known here."""
+        try:
+            shape = self._shape = await self._groups.living(self._group)
+            frames, self._doubtful = self._doubtful, []
+            for frame in frames:
+                came = source(frame.reply)
+                verdict = shape.verdict(frame.subject, came.position)
+                if verdict:
+                    entry = Entry(came.position, frame.subject, came.time, clean(frame.headers), frame.body)
+                    self._buffer.append(self._delivery(entry, came.deliveries, Token(frame.reply, 0)))
+                else:
+                    # Not wanted, or handed over through the inbox; while that is being prepared, it comes again.
+                    await self._link.publish(frame.reply, b"+ACK" if verdict is False else _SOON)
+        except EngineError:
+            self._doubtful.clear()  # they come back with the end of their lease
+            raise
+        finally:
+            self.ring()
+
+    async def _take(self, limit: int) -> list[Delivery]:
+        now = self._clock.monotonic()
+        taken: list[Delivery] = []
+        while self._buffer and len(taken) < limit:
+            delivery = self._buffer.popleft()
+            if delivery.deadline > now:
+                taken.append(delivery)
+        try:
+            await self._complete([delivery for delivery in taken if delivery.deliveries > 1])
+            taken = await self._with_bodies(taken)
+        except BaseException:
+            self._buffer.extendleft(reversed(taken))
+            raise
+        since = self._clock.time()
+        self._held.update((delivery.token.reply, (delivery, since)) for delivery in taken)
+        return taken
+
+    async def _complete(self, deliveries: list[Delivery]) -> None:
+        """Look up what was tried before on those that have been handed out before."""
+        control = self._layout.control
+        subjects = [self._layout.attempts(self._group, delivery.entry.position) for delivery in deliveries]
+        asked = [await self._js.ask_last(control, subject) for subject in subjects]
+        for delivery, subject, question in zip(deliveries, subjects, asked, strict=True):
+            frame = await self._js.found(question, control, subject)
+            if frame is not None and frame.body:
+                delivery.attempts = msgspec.json.decode(frame.body, type=Attempts).attempts
+
+    async def _with_bodies(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Fetch the bodies that were too large to travel through the inbox."""
+        for delivery in deliveries:
+            if delivery.token.reference:
+                delivery.entry = await self._groups.logged(delivery.entry)
+                delivery.token.reference = False
+        return deliveries
+
+    async def _keep(self) -> None:
+        """Renew the leases of what waits here for a `pull`, and forget what was held too long."""
+        while True:
+            assert self._shape is not None
+            await asyncio.sleep(min(self._shape.lease / 3, 10.0))
+            now = self._clock.monotonic()
+            self._held = {
+                reply: held for reply, held in self._held.items() if held[0].deadline + self._shape.lease > now
+            }
+            self._buffer = deque(delivery for delivery in self._buffer if delivery.deadline > now)
+            with contextlib.suppress(EngineUnavailable):
+                for delivery in list(self._buffer):
+                    await self._link.publish(delivery.token.reply, b"+WPI")
+                    delivery.deadline = now + self._shape.lease * SAFE
+
+    async def _hand_back(self, replies: list[str]) -> None:
+        for reply in replies:
+            await self._link.publish(reply, b"-NAK")
+        if replies:
+            await self._link.flush()
+
+    def _tell_who(self, frame: Frame) -> None:
+        """Another process asks who holds the position in the body."""
+        position = int(frame.body or b"0")
+        now = self._clock.monotonic()
+        mine = [held for held in self._held.values() if held[0].deadline > now]
+        since = next((since for delivery, since in mine if delivery.entry.position == position), None)
+        if since is None and any(delivery.entry.position == position for delivery in self._buffer):
+            since = self._clock.time()
+        holding = Holding(f"{platform.node()}:{os.getpid()}", len(mine) + len(self._buffer), since)
+        self._link.spawn(self._link.publish(frame.reply, msgspec.json.encode(holding)))
+
+
+def nak(delay: float) -> bytes:
+    """Hand back, to be given out again after `delay` seconds."""
+    return b"-NAK" if delay <= 0 else b'-NAK {"delay": %d}' % int(delay * NS)

@@ -1,0 +1,119 @@
+"""Say what became of deliveries: writes first, conditioned on what was delivered, then the acknowledgements."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ...clock import Clock
+from ...engine import Dead, Delivery, Done, Outcome, Release, RetryAfter
+from ...errors import EngineUnavailable, TidingsError
+from .api import WRONG_SEQUENCE, ApiError, JetStream, expect, read_ack
+from .connection import Frame
+from .layout import Layout
+from .link import Disconnected
+from .pull import SAFE, nak
+from .wire import Attempts, copied, death_of, shortened
+
+TOMBSTONE = {"Nats-Rollup": "sub", "Nats-TTL": "1s"}
+"""Replaces what stood under a subject by nothing, and goes away itself."""
+
+
+class Settler:
+    def __init__(self, js: JetStream, layout: Layout, clock: Clock, settled: Callable[[Delivery], None]) -> None:
+        self._js = js
+        self._link = js.link
+        self._layout = layout
+        self._clock = clock
+        self._settled = settled
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Engine.settle`. Nothing is left in a buffer: on return the server has read every acknowledgement."""
+        loop = asyncio.get_running_loop()
+        until, why = loop.time() + self._js.timeout, "no answer in time"
+        while (left := until - loop.time()) > 0:
+            try:
+                await self._link.ready(left)
+                async with asyncio.timeout(max(left / 2, 0.1)):
+                    await self._once([outcome for outcome in outcomes if self._ours(outcome.delivery)])
+                for outcome in outcomes:
+                    self._settled(outcome.delivery)
+                return
+            except Disconnected as error:
+                why = str(error)
+            except TimeoutError:
+                why = "no answer in time"
+            await asyncio.sleep(0.02)
+        raise EngineUnavailable(
+            f"{len(outcomes)} deliveries could not be settled: {why}. They come back after their lease"
+        )
+
+    async def extend(self, deliveries: Sequence[Delivery], lease: Callable[[str], float]) -> None:
+        """See `Engine.extend`."""
+        ours = [delivery for delivery in deliveries if self._ours(delivery)]
+        if not ours:
+            return
+        await self._link.ready(self._js.timeout)
+        now = self._clock.monotonic()
+        for delivery in ours:
+            await self._link.publish(delivery.token.reply, b"+WPI")
+        await self._link.flush()
+        for delivery in ours:
+            delivery.deadline = now + lease(delivery.group) * SAFE
+
+    def _ours(self, delivery: Delivery) -> bool:
+        # After the deadline it may be somebody else's, and an acknowledgement of ours would count for theirs.
+        return self._clock.monotonic() < delivery.deadline
+
+    async def _once(self, outcomes: list[Outcome]) -> None:
+        writes = [
+            (outcome, await self._write(outcome)) for outcome in outcomes if isinstance(outcome, RetryAfter | Dead)
+        ]
+        gone: set[int] = set()
+        failed: dict[int, TidingsError] = {}
+        for written, answer in writes:
+            try:
+                if read_ack(await answer) is None:
+                    raise TimeoutError
+            except ApiError as error:
+                # Somebody else has moved it on (redrive, or another holder): give up ours without a trace.
+                if error.code == WRONG_SEQUENCE:
+                    gone.add(id(written))
+                else:
+                    failed[id(written)] = error
+            except Disconnected:
+                raise
+            except TidingsError as error:
+                failed[id(written)] = error
+        for outcome in outcomes:
+            if id(outcome) not in failed:
+                await self._acknowledge(outcome, id(outcome) in gone)
+        await self._link.flush()
+        if failed:
+            raise next(iter(failed.values()))
+
+    async def _write(self, outcome: RetryAfter | Dead) -> asyncio.Future[Frame]:
+        delivery = outcome.delivery
+        inbox = self._layout.inbox(delivery.group, delivery.entry.position)
+        condition = {"Nats-Rollup": "sub"} | expect(delivery.token.inbox, inbox)
+        if isinstance(outcome, RetryAfter):
+            until = self._clock.time() + outcome.delay
+            record = Attempts(delivery.attempts + 1, until, shortened(outcome.failure))
+            subject = self._layout.attempts(delivery.group, delivery.entry.position)
+            return await self._link.ask(subject, msgspec.json.encode(record), condition)
+        origin = death_of(delivery, outcome.reason, outcome.attempts, outcome.failure, self._clock.time())
+        body, headers = copied(delivery.entry, origin, self._link.max_payload)
+        subject = self._layout.dead(delivery.group, delivery.entry.position)
+        return await self._link.ask(subject, body, headers | condition)
+
+    async def _acknowledge(self, outcome: Outcome, gone: bool) -> None:
+        reply = outcome.delivery.token.reply
+        if isinstance(outcome, Release) or (isinstance(outcome, RetryAfter) and not gone):
+            await self._link.publish(reply, nak(outcome.delay))
+        else:
+            await self._link.publish(reply, b"+ACK")
+            if isinstance(outcome, Done | Dead) and outcome.delivery.attempts:
+                subject = self._layout.attempts(outcome.delivery.group, outcome.delivery.entry.position)
+                await self._link.publish(subject, b"", TOMBSTONE)

@@ -1,0 +1,154 @@
+"""Make sure that a namespace's streams exist and are what they have to be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ...errors import ConfigError, EngineUnavailable
+from ...subjects import covers, normalise
+from .api import NO_STREAM, OVERLAP, WRONG_SEQUENCE, ApiError, JetStream, expect
+from .layout import API_LEVEL, Layout
+from .link import Denied
+
+_LOCK_LIFE = 5
+
+
+async def prepare(js: JetStream, layout: Layout) -> None:
+    """Check the server, create what is missing, add new roots. A user who may only read is enough when all is there."""
+    await _check_server(js)
+    control = await _existing(js, layout.control)
+    events = await _existing(js, layout.events)
+    if control is None:
+        control = await _create(js, layout, layout.control_config(1))
+    if events is None:
+        events = await _create(js, layout, layout.events_config(1))
+    _check(layout.control, control, layout.control_config(1))
+    _check(layout.events, events, layout.events_config(1))
+    if _missing(layout, events):
+        await _add_roots(js, layout)
+
+
+@asynccontextmanager
+async def locked(js: JetStream, layout: Layout) -> AsyncIterator[None]:
+    """Hold the namespace's lock for changing shapes, for some seconds at most; a dead holder's lock ends by itself."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 2 * _LOCK_LIFE + js.timeout
+    while True:
+        try:
+            ack = await js.store(layout.lock, b"", expect(0) | {"Nats-TTL": f"{_LOCK_LIFE}s"})
+            break
+        except ApiError as error:
+            if error.code != WRONG_SEQUENCE or loop.time() > until:
+                raise
+            await asyncio.sleep(0.05)
+    try:
+        yield
+    finally:
+        await js.delete_message(layout.control, ack.seq)
+
+
+async def _check_server(js: JetStream) -> None:
+    try:
+        info = await js.call("INFO", timeout=min(5.0, js.timeout))
+    except Denied:
+        return
+    except ApiError as error:
+        raise EngineUnavailable(f"{js.link.server}: JetStream cannot be used by this account: {error}") from error
+    except EngineUnavailable as error:
+        if not js.link.connected:
+            raise
+        raise EngineUnavailable(
+            f"{js.link.server} answers, but JetStream does not: start nats-server with `-js`, or enable it for the "
+            f"account ({error})"
+        ) from error
+    level = (info.get("api") or {}).get("level", 0)
+    if level < API_LEVEL:
+        raise EngineUnavailable(
+            f"{js.link.server} is too old (JetStream API level {level}): nats-server 2.14 or newer is needed"
+        )
+
+
+async def _existing(js: JetStream, name: str) -> dict[str, Any] | None:
+    try:
+        config: dict[str, Any] = (await js.stream(name))["config"]
+    except ApiError as error:
+        if error.code == NO_STREAM:
+            return None
+        raise
+    return config
+
+
+async def _create(js: JetStream, layout: Layout, config: dict[str, Any]) -> dict[str, Any]:
+    name = config["name"]
+    try:
+        created: dict[str, Any] = (await js.call(f"STREAM.CREATE.{name}", config))["config"]
+    except Denied as error:
+        raise EngineUnavailable(
+            f"the namespace {layout.namespace!r} does not exist on {js.link.server} yet, and this user may not create "
+            "it: start a worker of it once"
+        ) from error
+    except ApiError as error:
+        if error.code == OVERLAP:
+            raise ConfigError(
+                f"the subjects {', '.join(config['subjects'])} belong to another namespace or stream of this NATS "
+                f"account: give the namespace {layout.namespace!r} others with roots=, or an account of its own"
+            ) from error
+        existing = await _existing(js, name)  # somebody else was faster
+        if existing is None:
+            raise EngineUnavailable(f"the stream {name} could not be created: {error}") from error
+        return existing
+    return created
+
+
+_LIMITS = ("max_msgs", "max_bytes", "max_msgs_per_subject", "max_age")
+
+
+def _check(name: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a stream that would lose messages or lacks what is needed."""
+    wrong = [
+        f"{key} is {found.get(key)!r} and has to be {wanted.get(key, False)!r}"
+        for key in ("retention", "discard", "storage", "allow_atomic", "allow_direct")
+        if found.get(key) != wanted.get(key, False)
+    ]
+    wrong += [
+        f"{key} is {bool(found.get(key))} and has to be {wanted.get(key, False)}"
+        for key in ("allow_msg_schedules", "allow_msg_ttl", "allow_rollup_hdrs")
+        if bool(found.get(key)) != wanted.get(key, False)
+    ]
+    for key in _LIMITS:
+        # Events refuses what is above `max_bytes` or `max_msgs`; every other limit removes messages silently.
+        harmless = wanted["discard"] == "new" and key in ("max_msgs", "max_bytes")
+        if found.get(key, -1) > 0 and not harmless:
+            wrong.append(f"{key} is {found[key]}: it would remove messages that nobody has handled")
+    if wanted.get("sources") and not found.get("sources"):
+        wrong.append(f"it does not source {wanted['sources'][0]['name']}, so that delayed messages would not arrive")
+    if wrong:
+        raise EngineUnavailable(
+            f"the stream {name} cannot be used: {'; '.join(wrong)}. Correct it with `nats stream edit`"
+        )
+
+
+def _missing(layout: Layout, config: dict[str, Any]) -> list[str]:
+    there = config.get("subjects") or []
+    return [root for root in layout.roots if not any(covers(subject, root) for subject in there)]
+
+
+async def _add_roots(js: JetStream, layout: Layout) -> None:
+    """Merge our roots into the stream. There is no compare-and-set on streams: hence the lock, and the look after."""
+    while True:
+        async with locked(js, layout):
+            config = (await js.stream(layout.events))["config"]
+            config["subjects"] = normalise([*config["subjects"], *layout.roots])
+            try:
+                config = (await js.call(f"STREAM.UPDATE.{layout.events}", config))["config"]
+            except ApiError as error:
+                if error.code != OVERLAP:
+                    raise
+                raise ConfigError(
+                    f"roots={', '.join(layout.roots)}: another namespace or stream of this account has these subjects"
+                ) from error
+        if not _missing(layout, (await js.stream(layout.events))["config"]):
+            return

@@ -1,0 +1,209 @@
+"""What our messages look like on the wire: acknowledgement subjects, headers, dead letters."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from ...engine import DeadLetter, Delivery, Entry, Failure, Headers, Outgoing, Reason
+from ...errors import InvalidMessage, TooLarge
+from ...subjects import check_subject
+from .connection import Frame
+
+MAX_HEADERS: Final = 40 * 1024
+"""Bytes of headers in a message of ours: the server allows 64 KiB, a dead letter adds up to `_ROOM`."""
+_ROOM: Final = 16 * 1024
+ORIGIN: Final = "Tidings-Origin"
+"""The one header of ours in inbox messages and dead letters: JSON in ASCII."""
+FAR: Final = 9_000_000_000.0
+"""Seconds since 1970 (in 2255) beyond which the server's clock arithmetic overflows."""
+
+_NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
+_VALUE = re.compile(r"[ -~]*\Z")
+
+
+class Source(msgspec.Struct):
+    """Where a delivery comes from: what its acknowledgement subject says."""
+
+    stream: str
+    deliveries: int
+    position: int
+    """Sequence in that stream."""
+    time: float
+
+
+def source(reply: str) -> Source:
+    """Read `$JS.ACK.<stream>.<consumer>.<deliveries>.<seq>.<consumer seq>.<time>.<pending>`, perhaps with a domain."""
+    parts = reply.split(".")
+    if len(parts) > 9:
+        parts = parts[2:]
+    return Source(parts[2], int(parts[4]), int(parts[5]), int(parts[7]) / 1e9)
+
+
+def clean(headers: Mapping[str, Any] | None) -> dict[str, str]:
+    """The sender's own headers, without those that mean something to the server or to us."""
+    if not headers:
+        return {}
+    return {
+        str(name): value if isinstance(value, str) else ", ".join(map(str, value))
+        for name, value in headers.items()
+        if not str(name).lower().startswith("nats-") and name not in (ORIGIN, "Status", "Description")
+    }
+
+
+def check(message: Outgoing, limit: int) -> None:
+    """Raise `InvalidMessage` or `TooLarge` for what must not reach the wire."""
+    check_subject(message.subject)
+    check_headers(message.headers)
+    check_value("the id", message.id)
+    headers = sum(len(name) + len(value) + 4 for name, value in message.headers.items())
+    size = len(message.body) + len(message.subject) + headers
+    if size > limit:
+        raise TooLarge(size, limit)
+    if headers > MAX_HEADERS:
+        raise InvalidMessage(f"the headers have {headers:,} bytes, the limit is {MAX_HEADERS:,}: put it into the body")
+    if message.not_before is not None and not message.not_before < FAR:
+        raise InvalidMessage(f"{message.subject}: a message cannot wait until {message.not_before!r}")
+
+
+def check_headers(headers: Headers) -> None:
+    """Raise `InvalidMessage` for a header that would not arrive as it is."""
+    for name, value in headers.items():
+        if not _NAME.match(name) or name.lower().startswith("nats-"):
+            raise InvalidMessage(
+                f"{name[:80]!r} is not a header name: use letters, digits and '-', and none that begins with 'Nats-'"
+            )
+        check_value(f"the header {name}", value)
+
+
+def check_value(what: str, value: str) -> None:
+    if not _VALUE.match(value) or value != value.strip():
+        raise InvalidMessage(f"{what} has the value {value[:80]!r}: only printable ASCII without blanks at the ends")
+
+
+def rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def seconds(text: str) -> float:
+    """A server's time, which has up to nine digits after the point."""
+    head, _, fraction = text.rstrip("Z").partition(".")
+    whole = datetime.fromisoformat(f"{head}+00:00").timestamp()
+    return whole + (float(f"0.{fraction}") if fraction else 0.0)
+
+
+class Origin(msgspec.Struct, omit_defaults=True):
+    """What an inbox message or a dead letter says of the entry it stands for."""
+
+    subject: str
+    time: float
+    odd: dict[str, str] = {}
+    """Headers of a foreign sender that cannot be sent as they are."""
+    reference: bool = False
+    """Body and headers were too large to copy: they stand in the log only."""
+    death: Death | None = None
+
+
+class Death(msgspec.Struct, omit_defaults=True):
+    reason: Reason
+    attempts: int
+    died: float
+    failure: Failure
+    inbox: int = 0
+    """Sequence of the inbox message it died from; 0 when it came from the log itself."""
+
+
+class Attempts(msgspec.Struct):
+    """The attempt register's entry: what a group has tried on one message."""
+
+    attempts: int
+    until: float
+    """Not again before, seconds since 1970."""
+    failure: Failure
+
+
+class Token(msgspec.Struct, eq=False):
+    """Where a delivery is settled."""
+
+    reply: str
+    inbox: int
+    """Sequence of the inbox message it was delivered from; 0 for the log itself."""
+    reference: bool = False
+    """Body and headers have still to be read from the log."""
+
+
+def direct_entry(frame: Frame) -> Entry:
+    """The entry in the answer to a direct get."""
+    return Entry(
+        int(frame.header("Nats-Sequence")),
+        frame.header("Nats-Subject"),
+        seconds(frame.header("Nats-Time-Stamp")),
+        clean(frame.headers),
+        frame.body,
+    )
+
+
+def copied(entry: Entry, origin: Origin, room: int) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a message that carries an entry along; only a reference when it would be too large."""
+    safe: dict[str, str] = {}
+    for name, value in entry.headers.items():
+        if _NAME.match(name) and _VALUE.match(value) and value == value.strip():
+            safe[name] = value
+        else:
+            origin.odd[name] = value
+    text = _ascii(origin)
+    size = sum(len(name) + len(value) + 4 for name, value in safe.items()) + len(text) + 512
+    if size > MAX_HEADERS + _ROOM or size + len(entry.body) > room:
+        origin = msgspec.structs.replace(origin, odd={}, reference=True)
+        return b"", {ORIGIN: _ascii(origin)}
+    return entry.body, safe | {ORIGIN: text}
+
+
+def origin_of(frame: Frame) -> Origin:
+    return msgspec.json.decode(frame.header(ORIGIN), type=Origin)
+
+
+def original(position: int, origin: Origin, headers: Mapping[str, Any] | None, body: bytes) -> Entry:
+    """The entry that was copied into an inbox or a dead letter."""
+    return Entry(position, origin.subject, origin.time, clean(headers) | origin.odd, body)
+
+
+def death_of(delivery: Delivery, reason: Reason, attempts: int, failure: Failure, now: float) -> Origin:
+    entry = delivery.entry
+    death = Death(reason, attempts, now, shortened(failure), delivery.token.inbox)
+    return Origin(entry.subject, entry.time, {}, False, death)
+
+
+def dead_letter(group: str, entry: Entry, death: Death) -> DeadLetter:
+    return DeadLetter(group, entry, death.reason, death.failure, death.attempts, death.died)
+
+
+def shortened(failure: Failure, room: int = _ROOM - 2048) -> Failure:
+    """The failure within `room` bytes of JSON: the traceback keeps its end, which says most."""
+    message = failure.message[:1000]
+    trace = failure.traceback
+    while len(_ascii(short := msgspec.structs.replace(failure, message=message, traceback=trace))) > room:
+        if not trace:
+            message = message[: len(message) // 2]
+            short = msgspec.structs.replace(
+                short,
+                error=failure.error[:200],
+                handler=failure.handler[:200],
+                host=failure.host[:200],
+                version=failure.version[:200],
+            )
+            failure = short
+            continue
+        keep = len(trace) * 3 // 4
+        trace = f"...\n{trace[-keep:]}" if keep > 100 else ""
+    return short
+
+
+def _ascii(value: Any) -> str:
+    """JSON of nothing but printable ASCII, as a header value must be."""
+    return json.dumps(msgspec.to_builtins(value), ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")

@@ -1,0 +1,127 @@
+"""What SQLite and PostgreSQL do differently: how a transaction begins, what time it is, a few words of SQL."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+from tidings.errors import ConfigError
+
+_BUSY: Final = 5  # SQLITE_BUSY
+_BUSY_TIMEOUT: Final = 5000  # milliseconds; SQLite waits this long for another writer, and `_BEGIN_TRIES` times so
+_BEGIN_TRIES: Final = 4
+_FULL: Final = 2  # PRAGMA synchronous: a commit is on the disk when it returns
+_PREPARED: Final = "tidings-prepared"
+
+IDLE_LIMIT: Final = 300  # seconds
+
+
+class Dialect(Protocol):
+    """One kind of database."""
+
+    name: str
+    now: str
+    """SQL for seconds since 1970; may use the parameter `:now`, the process's own clock."""
+    keys: str
+    """SQL for a subquery of the columns a, b, c out of the parameter `:keys`, JSON `[["a", "b", "c"], …]`."""
+    skip_locked: str
+    one_writer: bool
+    """Whether writers queue for the whole database anyway, so that they had better queue in the process first."""
+
+    def begin(self, connection: Connection) -> None:
+        """Make the transaction that SQLAlchemy has just begun one that a handler may have."""
+        ...
+
+    def in_transaction(self, driver: Any) -> bool:
+        """Whether the driver's connection really has a transaction open; asks no server."""
+        ...
+
+
+class SQLite:
+    """SQLite from 3.35 on. Its clock is the process's: everybody who uses the file is on this machine."""
+
+    name = "sqlite"
+    now = ":now"
+    keys = (
+        "SELECT json_extract(value, '$[0]') AS a, json_extract(value, '$[1]') AS b, json_extract(value, '$[2]') AS c"
+        " FROM json_each(:keys)"
+    )
+    skip_locked = ""
+    one_writer = True
+
+    def begin(self, connection: Connection) -> None:
+        """`BEGIN IMMEDIATE`: the write lock from the start, so that what a handler reads is still true when it writes.
+
+        A deferred transaction that reads first and writes later loses with "database is locked" at once, whatever the
+        busy timeout says. Only this transaction begins so; the application's own sessions are left as they are.
+        """
+        self._leave_deferred(connection)
+        self._prepare_once(connection)
+        for left in reversed(range(_BEGIN_TRIES)):
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            except OperationalError as error:
+                if left and getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == _BUSY:
+                    continue
+                raise
+            return
+
+    def in_transaction(self, driver: Any) -> bool:
+        return bool(driver.in_transaction)
+
+    def _leave_deferred(self, connection: Connection) -> None:
+        """Applications that follow SQLAlchemy's advice on savepoints, or use `autocommit=False`, have begun already."""
+        if self.in_transaction(connection.connection.driver_connection):
+            connection.exec_driver_sql("ROLLBACK")
+
+    def _prepare_once(self, connection: Connection) -> None:
+        """Per connection of the pool: never less durable or less patient than promised, more if the application says
+        so. WAL, in which readers go on while a handler writes, is a property of the file; where it is impossible the
+        file stays as it is."""
+        if _PREPARED in connection.info:
+            return
+        if int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one()) < _FULL:
+            connection.exec_driver_sql("PRAGMA synchronous=FULL")
+        if int(connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()) < _BUSY_TIMEOUT:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_TIMEOUT}")
+        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        connection.info[_PREPARED] = True
+
+
+class PostgreSQL:
+    """PostgreSQL from 13 on. Its clock is the server's, so that a skewed host neither steals nor starves a lease."""
+
+    name = "postgresql"
+    now = "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+    keys = "SELECT value->>0 AS a, value->>1 AS b, value->>2 AS c FROM json_array_elements(CAST(:keys AS json))"
+    skip_locked = "FOR UPDATE SKIP LOCKED"
+    one_writer = False
+
+    _idle = text(
+        f"SELECT set_config('idle_in_transaction_session_timeout', '{IDLE_LIMIT}s', true)"
+        " WHERE current_setting('idle_in_transaction_session_timeout') = '0'"
+    )
+
+    def begin(self, connection: Connection) -> None:
+        """A process that is stopped in the middle keeps the lock on its inbox row; after `IDLE_LIMIT` seconds without
+        a statement the server ends such a transaction, unless the application has set a limit of its own."""
+        connection.execute(self._idle)
+
+    def in_transaction(self, driver: Any) -> bool:
+        if hasattr(driver, "is_in_transaction"):  # asyncpg
+            return bool(driver.is_in_transaction())
+        info = getattr(driver, "info", None)  # psycopg, psycopg2
+        return info is None or int(info.transaction_status) != 0
+
+
+_DIALECTS: Final[dict[str, Dialect]] = {"sqlite": SQLite(), "postgresql": PostgreSQL()}
+
+
+def dialect_of(name: str) -> Dialect:
+    """The dialect with SQLAlchemy's name; raises `ConfigError` for others."""
+    try:
+        return _DIALECTS[name]
+    except KeyError:
+        raise ConfigError(f"Tidings keeps its tables in SQLite or PostgreSQL, not in {name!r}") from None

@@ -1,0 +1,61 @@
+"""What is heard from SQLAlchemy about an engine's connections: a statement failed, a transaction ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, event
+
+log = logging.getLogger("tidings.sql")
+
+_FAILED: Final = "tidings-failed"
+_AFTER: Final = "tidings-after-commit"
+
+
+def watch(engine: Engine) -> None:
+    """Listen to the engine; idempotent. Changes nothing for who uses it."""
+    for name, listener in (("handle_error", _failed), ("rollback", _rolled_back), ("checkin", _returned)):
+        if not event.contains(engine, name, listener):
+            event.listen(engine, name, listener)
+
+
+def begun(connection: Connection) -> None:
+    """A transaction begins: forget what was noted about the one before."""
+    connection.info.pop(_FAILED, None)
+
+
+def has_failed(connection: Connection) -> bool:
+    """Whether any statement since `begun` has failed, be the error seen by the application or not."""
+    return _FAILED in connection.info
+
+
+def after_commit(connection: Connection, callback: Callable[[], object]) -> None:
+    """Call back when the connection returns to its pool after the transaction that is open now, if it has not rolled
+    back. In whatever thread that happens; the callback must not block, and its errors are logged.
+
+    SQLAlchemy says nothing after the commit of a plain `Connection`, and a session's `after_commit` also comes for
+    savepoints and inside an outer transaction. The return to the pool is true for all of them, and a session returns
+    its connection with the commit.
+    """
+    connection.info.setdefault(_AFTER, []).append(callback)
+
+
+def _failed(context: Any) -> None:
+    connection = context.connection
+    if connection is not None and not connection.closed and not connection.invalidated:
+        connection.info[_FAILED] = True
+
+
+def _rolled_back(connection: Connection) -> None:
+    if not connection.closed and not connection.invalidated:
+        connection.info.pop(_AFTER, None)
+
+
+def _returned(dbapi_connection: Any, record: Any) -> None:
+    for callback in record.info.pop(_AFTER, ()):
+        try:
+            callback()
+        except Exception:
+            log.exception("after a commit: %r failed", callback)

@@ -1,0 +1,72 @@
+"""Which errors are the database's, so that no message is blamed for them."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from tidings.errors import DatabaseBehind, DatabaseError
+
+# SQLSTATEs, and what they say about the server or about who else is using it.
+_STATES: Final = {
+    "25006",  # read-only: a standby, or the old primary after a failover
+    "40001",  # serialization failure
+    "40P01",  # deadlock
+    "55P03",  # a lock was not to be had in time
+    "57P01",  # shut down by an administrator
+    "57P02",  # shut down by a crash
+    "57P03",  # starting up or shutting down
+    "58030",  # input or output error
+}
+_CLASSES: Final = (
+    "08",  # the connection
+    "53",  # out of disk, memory or connections
+)
+
+# Primary result codes of SQLite.
+_CODES: Final = {
+    5,  # BUSY
+    6,  # LOCKED
+    7,  # NOMEM
+    8,  # READONLY: the file, or the disk after an error
+    10,  # IOERR
+    11,  # CORRUPT: every message would fail; they wait until somebody repairs it
+    13,  # FULL
+    14,  # CANTOPEN
+    15,  # PROTOCOL: a race for the lock of the WAL
+    26,  # NOTADB
+}
+
+_LOST_IN_TRANSACTION: Final = "8s2b"  # SQLAlchemy's code for using a session whose connection was lost
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the database was away, busy or broken. Not so: a constraint, a trigger that raises, wrong SQL."""
+    if isinstance(error, DatabaseError):
+        return not isinstance(error, DatabaseBehind)
+    if isinstance(error, PoolTimeout):
+        return True
+    if isinstance(error, PendingRollbackError):
+        return error.code == _LOST_IN_TRANSACTION
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or _by_code(error.orig)
+    return isinstance(error, ConnectionError) and _came_through_sqlalchemy(error)
+
+
+def _by_code(error: Any) -> bool:
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if state:
+        return state in _STATES or state.startswith(_CLASSES)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _CODES
+
+
+def _came_through_sqlalchemy(error: BaseException) -> bool:
+    """A refused connection may be any service's; only the database's has SQLAlchemy on its way."""
+    frame = error.__traceback__
+    while frame is not None:
+        if str(frame.tb_frame.f_globals.get("__name__", "")).startswith("sqlalchemy."):
+            return True
+        frame = frame.tb_next
+    return False

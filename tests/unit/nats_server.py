@@ -1,0 +1,68 @@
+"""A real nats-server for tests: started on a free port, killed and started again on the same port and data."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tidings.embedded import find_binary
+from tidings.engines.nats import Address
+
+
+class NatsServer:
+    """One server of its own directory. `config` adds to, or replaces, what it is told."""
+
+    def __init__(self, directory: Path, **config: Any) -> None:
+        self.directory = directory
+        self.port = -1
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    async def locate(self) -> Address:
+        return Address((self.url,))
+
+    async def start(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for stale in self.directory.glob("*.ports"):
+            stale.unlink()
+        config = {
+            "listen": f"127.0.0.1:{self.port}",
+            "ports_file_dir": str(self.directory),
+            "jetstream": {"store_dir": str(self.directory / "data"), "sync_interval": "always"},
+        }
+        file = self.directory / "server.conf"
+        file.write_text(json.dumps(config | self._config))
+        with (self.directory / "server.log").open("ab") as log:
+            command = [str(find_binary(None).path), "-c", str(file)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        async with asyncio.timeout(20):
+            while not (port := self._read_port()):
+                assert self._process.poll() is None, (self.directory / "server.log").read_text()[-2000:]
+                await asyncio.sleep(0.01)
+        self.port = port
+
+    def kill(self) -> None:
+        """As `kill -9`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    async def restart(self) -> None:
+        self.kill()
+        await self.start()
+
+    def _read_port(self) -> int:
+        for file in self.directory.glob("*.ports"):
+            try:
+                return int(json.loads(file.read_text())["nats"][0].rpartition(":")[2])
+            except (ValueError, KeyError, IndexError):
+                return 0  # still being written
+        return 0
