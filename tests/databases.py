@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -38,6 +39,16 @@ class Place:
     url: str
     """For async engines."""
     sync_url: str
+
+    def through(self, port: int) -> Place:
+        """The same database behind another port of this machine."""
+        return self._changed(r"(127\.0\.0\.1:)\d+", rf"\g<1>{port}")
+
+    def as_user(self, name: str) -> Place:
+        return self._changed("//postgres:", f"//{name}:")
+
+    def _changed(self, pattern: str, by: str) -> Place:
+        return Place(self.kind, re.sub(pattern, by, self.url), re.sub(pattern, by, self.sync_url))
 
     def engine(self, **options: object) -> AsyncEngine:
         return create_async_engine(self.url, **options)
@@ -140,7 +151,7 @@ def postgresql_server() -> Iterator[Server]:
         server.start()
         yield server
     finally:
-        server.stop()
+        server.stop(signal.SIGQUIT)
         shutil.rmtree(folder)
 
 

@@ -37,7 +37,9 @@ class Todo:
 
 
 @asynccontextmanager
-async def todo(data: Path, *, mutate: bool = False, url: str = "memory:", database: str | None = None) -> AsyncIterator[Todo]:
+async def todo(
+    data: Path, *, mutate: bool = False, url: str = "memory:", database: str | None = None
+) -> AsyncIterator[Todo]:
     """The application as a process with these settings would import it."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TIDINGS_NAMESPACE", "TIDINGS_DATABASE_URL", "TODO_MUTATE"):
@@ -67,7 +69,9 @@ def _forget() -> None:
 @asynccontextmanager
 async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
     """The URL of an application on a server of this process."""
-    server = uvicorn.Server(uvicorn.Config(app, port=port, lifespan="on", log_level="warning", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=port, lifespan="on", log_level="warning", timeout_graceful_shutdown=5)
+    )
     task = asyncio.create_task(server.serve())
     try:
         await eventually(lambda: server.started or task.done())
@@ -79,7 +83,9 @@ async def served(app: Any, port: int = 0) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def running(data: Path, *, workers: bool = True, mutate: bool = False) -> AsyncIterator[tuple[Todo, httpx.AsyncClient]]:
+async def running(
+    data: Path, *, workers: bool = True, mutate: bool = False
+) -> AsyncIterator[tuple[Todo, httpx.AsyncClient]]:
     """The whole system in this process, and a client for it."""
     async with (
         todo(data, mutate=mutate) as app,
@@ -120,7 +126,9 @@ class Stream:
 
 
 @asynccontextmanager
-async def pushed(client: httpx.AsyncClient, last: str | None = None, *, by_query: bool = False) -> AsyncIterator[Stream]:
+async def pushed(
+    client: httpx.AsyncClient, last: str | None = None, *, by_query: bool = False
+) -> AsyncIterator[Stream]:
     """The push stream, opened as a browser does; `last` is its `Last-Event-ID`."""
     headers = {"Last-Event-ID": last} if last is not None and not by_query else {}
     params = {"last-event-id": last} if last is not None and by_query else {}

@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import tidings.settings
-from sqlalchemy import DateTime, String, TypeDecorator
+from sqlalchemy import DateTime, String, TypeDecorator, func, select
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateTable
+
+import tidings.settings
 from tidings.embedded import project_directory
 from tidings.sql import database_url
 
@@ -53,4 +54,6 @@ class Item(Base):
 async def create_tables() -> None:
     """Make the table if it is not there yet. Many processes may do so at once."""
     async with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # where IF NOT EXISTS does not wait for others who just create it
+            await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(Item.__tablename__))))
         await connection.execute(CreateTable(Item.__table__, if_not_exists=True))

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 
-import tidings
 from sqlalchemy.ext.asyncio import AsyncSession
+
+import tidings
 
 from .database import Item, async_session, create_tables
 from .events import ItemMutated, ItemSaved, NewItem

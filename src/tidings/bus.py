@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -64,7 +63,7 @@ class Bus:
             raise ConfigError("a bus needs the application's name: Bus('todo')")
         self.name = name
         self.roots = tuple(check_filter(root) for root in roots)
-        self.registry = Registry()
+        self.registry = Registry(self.roots)
         self.clock: Clock = SystemClock()
         self._given: dict[str, Any] = {"url": url, "namespace": namespace}
         self._settings = settings
@@ -285,15 +284,19 @@ class Bus:
 
     async def close(self) -> None:
         """Stop workers (drained), send what is committed, disconnect; idempotent. The next use connects again."""
-        running, self._running = self._running, None
-        self._connecting = asyncio.Lock()  # a lock stays bound to its loop, and the next use may be in another one
-        if running is not None:
-            await running.close()
+        running = self._running
+        if running is None:
+            return
+        try:
+            await running.close()  # a handler that publishes while the workers drain still finds it here
+        finally:
+            if self._running is running:
+                self.forget_connection()
 
     def forget_connection(self) -> None:
-        """After a fork: leave the parent's connection alone, the next use makes one of our own."""
+        """The next use makes a new one. After a fork: the parent's is left alone."""
         self._running = None
-        self._connecting = asyncio.Lock()
+        self._connecting = asyncio.Lock()  # a lock stays bound to its loop, and the next use may be in another one
 
     async def __aenter__(self) -> Bus:
         await self.connect()
@@ -324,9 +327,10 @@ class Bus:
         try:
             yield
         finally:
-            self._running, self.clock = before
-            with contextlib.suppress(Exception):
+            try:
                 await running.close()
+            finally:
+                self._running, self.clock = before
 
     def __repr__(self) -> str:
         return f"<Bus {self.name!r}>"

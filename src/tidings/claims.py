@@ -42,6 +42,13 @@ class Claimant(msgspec.Struct, frozen=True):
     paused: bool = False
     removed: bool = False
     """Its claims stay, so that its history does not look unclaimed; it gets nothing any more."""
+    past: tuple[Claim, ...] = ()
+    """Its claims of before it was removed and declared again: history, which it does not get a second time."""
+
+    @property
+    def ever(self) -> tuple[Claim, ...]:
+        """Everything it claims or has claimed."""
+        return self.claims + self.past
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -65,7 +72,7 @@ class Ledger(msgspec.Struct, frozen=True):
         return any(
             position >= claim.since and matches(claim.filter, subject)
             for claimant in self.groups.values()
-            for claim in claimant.claims
+            for claim in claimant.ever
         )
 
     def read(self, subject: str) -> bool:
@@ -193,7 +200,7 @@ async def _joined(
     for wish in wishes:
         old = groups.get(wish.name)
         if old is None or old.removed:
-            old = Claimant(())
+            old = Claimant((), past=() if old is None else old.ever)
         claims = list(old.claims)
         for filter in wish.filters:
             if any(covers(claim.filter, filter) for claim in claims):
@@ -218,8 +225,8 @@ async def _begin(engine: Engine, ledger: Ledger, wish: Wish, filter: str, last: 
     older = [
         claim
         for name, claimant in ledger.groups.items()
-        for claim in claimant.claims
-        if name != wish.name and overlap(claim.filter, filter)
+        for claim in (claimant.ever if name != wish.name or claimant.removed else claimant.past)
+        if overlap(claim.filter, filter)
     ]
     since = await _first_unclaimed(engine, filter, older)
     if since is None:
@@ -250,10 +257,7 @@ async def _first_unclaimed(engine: Engine, filter: str, older: list[Claim]) -> i
 def _claimed_since(ledger: Ledger, subject: str) -> int | None:
     """From which position on the subject is claimed: 0 for wholly, None for never."""
     since = [
-        claim.since
-        for claimant in ledger.groups.values()
-        for claim in claimant.claims
-        if matches(claim.filter, subject)
+        claim.since for claimant in ledger.groups.values() for claim in claimant.ever if matches(claim.filter, subject)
     ]
     if not since:
         return None

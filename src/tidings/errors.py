@@ -9,7 +9,7 @@
     ├── PublishInTransaction   `bus.publish` inside a handler whose transaction it would not belong to
     ├── EngineError
     │   ├── EngineUnavailable  nobody answers at the engine's address, or it cannot be used as it is
-    │   ├── BrokerError        the embedded broker could not be started
+    │   │   └── BrokerError    the embedded broker could not be started
     │   ├── Unconfirmed        no answer in time: the message may be stored or not; repeat with the same id
     │   ├── StoreFull          the engine refuses to store more
     │   ├── Conflict           somebody else changed it first, or it exists with another shape

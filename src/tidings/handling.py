@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
-from .clock import timeout
+from .clock import Clock, timeout
 from .codec import Codec, codec_for
 from .engine import Dead, Delivery, Done, Entry, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
-from .errors import ConfigError, DecodeError, EngineError
+from .errors import DecodeError, EngineError
 from .events import spec_of
 from .message import TYPE, Message, current_message, decode_header, follow_up_id, identity
 from .publisher import Publisher
@@ -72,7 +72,7 @@ class Handling:
         except DecodeError as error:
             reason: Reason = error.reason  # type: ignore[assignment]
             return Dead(delivery, reason, self._failure(error, with_traceback=False)), []
-        with _handling(message, self.plan.transactional):
+        with being_handled(message, self.plan.transactional):
             try:
                 return Done(delivery), await self._run(delivery, message)
             except LeaseLost:
@@ -81,18 +81,8 @@ class Handling:
                 if is_stopping():
                     raise
                 return self._failed(delivery, _CancelledItself(self.handler.name, error), None), []
-            except Reject as error:
-                return Dead(delivery, "rejected", self._failure(error, with_traceback=False)), []
-            except RetryLater as error:
-                return self._failed(delivery, error, error.after), []
-            except EngineError as error:
-                log.warning("the engine is away or full, handing the message back: %s", error)
-                return Release(delivery, delay=1.0), []
             except Exception as error:
-                if self.plan.units is not None and self.plan.units.transient(error):
-                    log.warning("the database is away or busy, handing the message back: %s", error)
-                    return Release(delivery, delay=1.0), []
-                return self._failed(delivery, error, None), []
+                return self._judged(delivery, error), []
 
     def decode(self, delivery: Delivery) -> Message[Any]:
         """The message with its data as the handler's type; raises `DecodeError`."""
@@ -136,12 +126,12 @@ class Handling:
     async def _run(self, delivery: Delivery, message: Message[Any]) -> list[Outgoing]:
         units = self.plan.units
         if units is None:
-            async with self._time_limit():
+            async with time_limit(self.clock, self.limit):
                 result = await self._call(message, None)
             await self.publisher.send(self._follow_ups(result, message))
             return []
         async with units.begin(self.plan.connection) as unit:
-            async with self._time_limit():
+            async with time_limit(self.clock, self.limit):
                 if not await unit.fresh([InboxKey(message.group, message.subject, message.id)]):
                     log.info("handled before, nothing done")
                     return []
@@ -152,17 +142,6 @@ class Handling:
                 raise LeaseLost
             await unit.commit()
             return staged
-
-    @asynccontextmanager
-    async def _time_limit(self) -> AsyncIterator[None]:
-        scope = None
-        try:
-            async with timeout(self.clock, self.limit) as scope:
-                yield
-        except TimeoutError:
-            if scope is not None and scope.expired():
-                raise _TimeUp(f"the handler was still running after {self.limit:g} s and was cancelled") from None
-            raise
 
     async def _call(self, message: Message[Any], unit: Unit | None) -> Any:
         async with AsyncExitStack() as stack:
@@ -194,6 +173,19 @@ class Handling:
             for index, event in enumerate(events)
         ]
 
+    def _judged(self, delivery: Delivery, error: Exception) -> Outcome:
+        """What becomes of a delivery whose handling ended with an error."""
+        if isinstance(error, Reject):
+            return Dead(delivery, "rejected", self._failure(error, with_traceback=False))
+        if isinstance(error, RetryLater):
+            return self._failed(delivery, error, error.after)
+        units = self.plan.units
+        if isinstance(error, EngineError) or (units is not None and units.transient(error)):
+            # No message is to blame for an engine or database that is away, busy or full.
+            log.warning("handing the message back: %s", _line(error))
+            return Release(delivery, delay=1.0)
+        return self._failed(delivery, error, None)
+
     def _failed(self, delivery: Delivery, error: Exception, after: float | None) -> Outcome:
         failed = delivery.attempts + 1
         policy = self.policy.applied_to(error)
@@ -203,7 +195,7 @@ class Handling:
             log.error(
                 "attempt %d of %d failed, dead letter: %s", failed, policy.attempts, failure.message, exc_info=error
             )
-            return Dead(delivery, "timeout" if isinstance(error, _TimeUp) else "handler_error", failure)
+            return Dead(delivery, "timeout" if isinstance(error, TimeUp) else "handler_error", failure)
         if after is not None:
             delay = after
         log.warning("attempt %d of %d failed, again in %.1f s: %s", failed, policy.attempts, delay, _line(error))
@@ -212,8 +204,8 @@ class Handling:
     def _failure(self, error: Exception, *, with_traceback: bool = True) -> Failure:
         text = "".join(traceback.format_exception(error)) if with_traceback else ""
         return Failure(
-            error=_SHOWN_AS.get(type(error), type(error).__qualname__),
-            message=_text(error)[:2000],
+            error=error_name(error),
+            message=error_text(error)[:2000],
             traceback=_storable(text[-_MOST_TRACEBACK:]),
             handler=self.handler.name,
             host=_HOST,
@@ -221,7 +213,7 @@ class Handling:
         )
 
 
-class _TimeUp(Exception):
+class TimeUp(TimeoutError):
     """The handler's time limit, told apart from a `TimeoutError` of the handler's own."""
 
 
@@ -234,7 +226,7 @@ class _CancelledItself(Exception):
         self.__cause__ = error
 
 
-_SHOWN_AS: dict[type[Exception], str] = {_TimeUp: "TimeoutError", _CancelledItself: "CancelledError"}
+_SHOWN_AS: dict[type[BaseException], str] = {TimeUp: "TimeoutError", _CancelledItself: "CancelledError"}
 
 
 def is_stopping() -> bool:
@@ -243,7 +235,12 @@ def is_stopping() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _text(error: BaseException) -> str:
+def error_name(error: BaseException) -> str:
+    """The error's type, for people."""
+    return _SHOWN_AS.get(type(error), type(error).__qualname__)
+
+
+def error_text(error: BaseException) -> str:
     """What an error says; also of one whose `__str__` fails."""
     try:
         return _storable(str(error))
@@ -257,11 +254,25 @@ def _storable(text: str) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_text(error)}".splitlines()[0][:300]
+    return f"{error_name(error)}: {error_text(error)}".splitlines()[0][:300]
+
+
+@asynccontextmanager
+async def time_limit(clock: Clock, seconds: float) -> AsyncIterator[None]:
+    """Cancel what runs inside after the time; raises `TimeUp`."""
+    scope = None
+    try:
+        async with timeout(clock, seconds) as scope:
+            yield
+    except TimeoutError:
+        if scope is not None and scope.expired():
+            raise TimeUp(f"the handler was still running after {seconds:g} s and was cancelled") from None
+        raise
 
 
 @contextmanager
-def _handling(message: Message[Any], transactional: bool) -> typing.Iterator[None]:
+def being_handled(message: Message[Any], transactional: bool) -> typing.Iterator[None]:
+    """What is published inside is caused by the message."""
     one, other = current_message.set(message), in_transaction.set(transactional)
     try:
         yield
@@ -286,10 +297,17 @@ async def call(function: Callable[..., Any], arguments: dict[str, Any], is_async
     """Call a handler: a coroutine function here, a plain function in a thread."""
     if is_async:
         return await function(**arguments)
-    context = contextvars.copy_context()
+
+    def run() -> Any:
+        try:
+            return function(**arguments)
+        except StopIteration as error:
+            # A future cannot hold one: whoever waits for the thread would wait for ever.
+            raise RuntimeError(f"{function.__qualname__} raised StopIteration") from error
+
     if unit is not None:
-        return await unit.run(lambda: context.run(function, **arguments))
-    running = asyncio.ensure_future(asyncio.to_thread(function, **arguments))
+        return await unit.run(contextvars.copy_context().run, run)
+    running = asyncio.ensure_future(asyncio.to_thread(run))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

@@ -38,14 +38,14 @@ class Relay:
         self._clock = clock
         self._waiting: list[Outgoing] = []
         self._unsure: list[Outgoing] = []
-        self._sending = False
+        self._sending = asyncio.Lock()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def busy(self) -> bool:
         """Whether something committed here is not yet in the log."""
-        return bool(self._waiting or self._unsure) or self._sending
+        return bool(self._waiting or self._unsure) or self._sending.locked()
 
     def start(self) -> None:
         if not self._tasks:
@@ -58,7 +58,7 @@ class Relay:
         """Send what is known to be committed, then end; what cannot be sent stays in the database for any relay."""
         if not self._tasks:
             return
-        while self.busy and await self._send_waiting():
+        while await self._send_waiting() and (self._waiting or self._unsure):
             pass
         for task in self._tasks:
             task.cancel()
@@ -82,14 +82,15 @@ class Relay:
             await self._send_waiting()
 
     async def _send_waiting(self) -> bool:
-        batch, self._waiting = self._waiting, []
-        unsure, self._unsure = self._unsure, []
-        if unsure:
-            try:
-                batch += await self.units.committed(unsure)
-            except Exception as error:
-                log.warning("the outbox cannot be read at the moment, a later sweep sends: %s", error)
-        return await self._send(batch)
+        async with self._sending:
+            batch, self._waiting = self._waiting, []
+            unsure, self._unsure = self._unsure, []
+            if unsure:
+                try:
+                    batch += await self.units.committed(unsure)
+                except Exception as error:
+                    log.warning("the outbox cannot be read at the moment, a later sweep sends: %s", error)
+            return await self._send(batch)
 
     async def _sweep_all(self) -> None:
         while True:
@@ -100,7 +101,9 @@ class Relay:
                 leftovers = []
             if leftovers:
                 log.info("sending %d message(s) left in the outbox by a process that stopped", len(leftovers))
-                if await self._send(leftovers):
+                async with self._sending:
+                    sent = await self._send(leftovers)
+                if sent:
                     continue
             await self._clock.sleep(_SWEEP_EVERY)
 
@@ -108,18 +111,17 @@ class Relay:
         """Send and mark; a batch that fails stays in the database and is found by the next sweep."""
         if not batch:
             return True
-        self._sending = True
         try:
-            try:
-                await self._publisher.send(batch)
-            except InvalidMessage as error:
-                return await self._send_singly(batch, error)
-            except EngineError as error:
-                log.warning("%d message(s) stay in the outbox for now: %s", len(batch), error)
-                return False
-            return await self._mark(batch)
-        finally:
-            self._sending = False
+            await self._publisher.send(batch)
+        except InvalidMessage as error:
+            return await self._send_singly(batch, error)
+        except EngineError as error:
+            log.warning("%d message(s) stay in the outbox for now: %s", len(batch), error)
+            return False
+        except Exception:
+            log.critical("%d message(s) stay in the outbox for now, by an error of ours", len(batch), exc_info=True)
+            return False
+        return await self._mark(batch)
 
     async def _send_singly(self, batch: list[Outgoing], error: InvalidMessage) -> bool:
         """One of them cannot be stored by this engine: it must not hold the others back."""

@@ -15,14 +15,18 @@ from typing import Any, Literal
 
 import msgspec
 
+from .codec import codec_for
 from .errors import ConfigError
 from .events import EventSpec, spec_of
 from .message import Message
 from .retry import RetryPolicy
-from .subjects import check_filter, check_group, matches, normalise
+from .subjects import check_filter, check_group, matches, normalise, overlap
 from .unit import Units
 
 Start = Literal["unclaimed", "latest", "earliest"]
+
+
+_STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class HandlerOptions(msgspec.Struct, frozen=True):
@@ -70,6 +74,8 @@ class Handler:
     """A function, the filters it listens to and its options. The function itself stays a plain function."""
 
     def __init__(self, function: Callable[..., Any], what: Sequence[Any], options: HandlerOptions) -> None:
+        if not (inspect.isfunction(function) or inspect.ismethod(function)):
+            raise ConfigError(f"{function!r} is no function: write a def or async def for it")
         self.function = function
         self.filters = tuple(filters_of(what))
         self.options = options
@@ -91,7 +97,8 @@ Provider = Callable[..., Any]
 class Registry:
     """What a bus knows: event types by subject, handlers by group, responders by subject, listeners, providers."""
 
-    def __init__(self) -> None:
+    def __init__(self, roots: Sequence[str] = (">",)) -> None:
+        self.roots = tuple(roots)
         self.types: dict[str, EventSpec] = {}
         self.handlers: dict[str, Handler] = {}
         self.responders: dict[str, Handler] = {}
@@ -114,16 +121,22 @@ class Registry:
                 f"group {group!r} already has the handler {self.handlers[group].name}; a group has one handler "
                 "(give the second one a group of its own: it will get its own copy of every event)"
             )
-        if handler.options.concurrency is not None and handler.options.concurrency < 1:
-            raise ConfigError(f"{handler.name}: concurrency={handler.options.concurrency}: at least 1")
-        if handler.options.timeout is not None and handler.options.timeout <= 0:
-            raise ConfigError(f"{handler.name}: timeout={handler.options.timeout}: longer than nothing")
+        _check_options(handler)
+        for filter in handler.filters:
+            if not any(overlap(root, filter) for root in self.roots):
+                raise ConfigError(
+                    f"{handler.name}: {filter!r} is outside the durable subjects {', '.join(self.roots)}: hear live "
+                    "channels with @bus.listen, make other subjects durable with Bus(roots=…)"
+                )
         for spec in handler.classes:
             self.know(spec)
         self.handlers[group] = handler
 
     def add_provider(self, factory: Provider) -> None:
         """Remember what makes values of the type that `factory`'s return annotation names."""
+        for parameter in inspect.signature(factory).parameters.values():
+            if parameter.default is parameter.empty and parameter.kind not in _STARRED:
+                raise ConfigError(f"{factory.__qualname__}: a provider is called without arguments")
         hints = _hints(factory)
         made = hints.get("return")
         if typing.get_origin(made) in (AsyncIterator, Iterator) or _is_generator(made):
@@ -139,13 +152,16 @@ class Registry:
         hints = _hints(handler.function)
         parameters, found = [], None
         for parameter in inspect.signature(handler.function).parameters.values():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if parameter.kind in _STARRED:
                 raise ConfigError(f"{handler.name}: *{parameter.name} cannot be given anything")
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise ConfigError(f"{handler.name}: {parameter.name} is given by name: leave out the '/' behind it")
             planned = self._parameter(handler, parameter.name, hints.get(parameter.name), units)
             if planned.kind == "connection":
                 if found is not None:
                     raise ConfigError(f"{handler.name}: only one parameter can be the transaction's connection")
                 found = planned.type
+            _check_data(handler, planned)
             parameters.append(planned)
         if sum(p.kind == "event" for p in parameters) > 1:
             names = ", ".join(p.name for p in parameters if p.kind == "event")
@@ -153,6 +169,8 @@ class Registry:
                 f"{handler.name}: which of {names} is the event? Others need a provider (bus.provide) or the sessions "
                 "of a database (Bus(sessions=…))"
             )
+        if inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function):
+            raise ConfigError(f"{handler.name}: a handler returns its events, as a list if there are many; no yield")
         is_async = inspect.iscoroutinefunction(handler.function)
         owner = next((u for u in units if found is not None and u.accepts(found)), None)
         self._check_thread(handler, is_async, found)
@@ -195,6 +213,39 @@ class Registry:
             raise ConfigError(f"{handler.name}: an async handler takes an AsyncSession (Bus(sessions=…)), not Session")
 
 
+def _check_options(handler: Handler) -> None:
+    options = handler.options
+    if options.concurrency is not None and options.concurrency < 1:
+        raise ConfigError(f"{handler.name}: concurrency={options.concurrency}: at least 1")
+    if options.timeout is not None and not options.timeout > 0:
+        raise ConfigError(f"{handler.name}: timeout={options.timeout}: longer than nothing")
+    if options.start not in typing.get_args(Start):
+        raise ConfigError(f"{handler.name}: start={options.start!r}: write one of {', '.join(typing.get_args(Start))}")
+    for spec in handler.classes:
+        if spec.is_request:
+            raise ConfigError(f"{handler.name}: {spec.type.__name__} is a request: answer it with @bus.reply")
+
+
+def _check_data(handler: Handler, parameter: Parameter) -> None:
+    """What the handler listens to must be able to become what its parameter says."""
+    if parameter.kind not in ("event", "message") or parameter.type is None:
+        return
+    is_union = typing.get_origin(parameter.type) in (typing.Union, types.UnionType)
+    members = typing.get_args(parameter.type) if is_union else (parameter.type,)
+    specs = [spec for member in members if (spec := spec_of(member)) is not None]
+    if len(specs) < len(members):
+        codec_for(parameter.type)
+        return
+    shown = f"{handler.name}: {parameter.name}: {_show(parameter.type)}"
+    for spec in specs:
+        codec_for(spec.type)
+        if not handler.listens_to(spec.subject):
+            raise ConfigError(f"{shown}: the handler does not listen to {spec.subject!r}")
+    for spec in handler.classes:
+        if spec.subject not in {taken.subject for taken in specs}:
+            raise ConfigError(f"{shown}: the handler also listens to {spec.type.__name__}, which is something else")
+
+
 def filters_of(what: Sequence[Any]) -> list[str]:
     """Filters of event classes and subject filters, as given to a decorator."""
     if not what:
@@ -215,7 +266,7 @@ def filters_of(what: Sequence[Any]) -> list[str]:
 def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(function)
-    except NameError as error:
+    except (NameError, AttributeError) as error:
         raise ConfigError(
             f"{function.__module__}.{function.__qualname__}: the annotation {error.name!r} cannot be found when the "
             "bus starts: import it at the module's top (not under `if TYPE_CHECKING`)"

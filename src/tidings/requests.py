@@ -6,16 +6,16 @@ traceback stays in the responder's log.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
-from .clock import timeout
 from .codec import codec_for
 from .engine import Engine, Entry, Headers, Reply
-from .errors import InvalidMessage, RemoteError
+from .errors import ConfigError, InvalidMessage, RemoteError
 from .events import EventSpec, require_spec
-from .handling import call, provided
+from .handling import being_handled, call, error_name, error_text, is_stopping, provided, time_limit
 from .logs import message_context
 from .message import (
     CAUSATION,
@@ -31,6 +31,7 @@ from .message import (
 )
 from .publisher import Publisher
 from .registry import Handler, Plan
+from .subjects import matches
 
 log = logging.getLogger("tidings.requests")
 
@@ -46,7 +47,7 @@ async def ask(engine: Engine, request: Any, *, source: str, wait: float) -> Any:
             f"{type(request).__name__} is an event: publish it; a request derives from tidings.Request[…]"
         )
     id = new_id()
-    headers = {ID: id, TYPE: spec.ce_type, SOURCE: encode_header(source), CORRELATION: id}
+    headers = {ID: id, TYPE: encode_header(spec.ce_type), SOURCE: encode_header(source), CORRELATION: id}
     if cause := current_message.get():
         headers[CORRELATION] = encode_header(cause.correlation_id)
         headers[CAUSATION] = encode_header(cause.id)
@@ -65,6 +66,11 @@ class Responding:
     """One reply handler, ready to answer."""
 
     def __init__(self, handler: Handler, plan: Plan, spec: EventSpec, publisher: Publisher, limit: float) -> None:
+        if any(matches(root, spec.subject) for root in publisher.roots):
+            raise ConfigError(
+                f"{handler.name}: requests on {spec.subject!r} would be stored as events: choose a subject outside "
+                f"{', '.join(publisher.roots)}"
+            )
         self.handler = handler
         self.plan = plan
         self.spec = spec
@@ -80,27 +86,26 @@ class Responding:
             try:
                 data = codec_for(self.spec.type).decode(body) if body else codec_for(self.spec.type).decode(b"{}")
                 message = Message(entry, data, id=id)
-                async with timeout(clock, self._limit):
-                    result = await self._run(message)
-                return Reply(codec_for(self.spec.reply).encode(result), {ID: new_id(), CAUSATION: encode_header(id)})
+                async with time_limit(clock, self._limit):
+                    answer = await self._run(message)
+                return Reply(answer, {ID: new_id(), CAUSATION: encode_header(id)})
+            except asyncio.CancelledError as error:
+                if is_stopping():
+                    raise
+                return _failed(error, "what the handler awaited was cancelled")
             except Exception as error:
-                log.error("the request failed: %s: %s", type(error).__name__, error, exc_info=error)
-                return Reply(
-                    b"",
-                    {ERROR: encode_header(type(error).__name__), ERROR_TEXT: encode_header(str(error)[:1000])},
-                )
+                return _failed(error, error_text(error))
 
-    async def _run(self, message: Message[Any]) -> Any:
-        token = current_message.set(message)
-        try:
+    async def _run(self, message: Message[Any]) -> bytes:
+        """The answer, written before the commit: one that cannot be written leaves nothing behind."""
+        codec = codec_for(self.spec.reply)
+        with being_handled(message, self.plan.transactional):
             if self.plan.units is None:
-                return await self._call(message, None)
+                return codec.encode(await self._call(message, None))
             async with self.plan.units.begin(self.plan.connection) as unit:
-                result = await self._call(message, unit)
+                answer = codec.encode(await self._call(message, unit))
                 await unit.commit()
-                return result
-        finally:
-            current_message.reset(token)
+                return answer
 
     async def _call(self, message: Message[Any], unit: Any) -> Any:
         async with AsyncExitStack() as stack:
@@ -114,3 +119,9 @@ class Responding:
                 else:
                     arguments[parameter.name] = message if parameter.kind == "message" else message.data
             return await call(self.handler.function, arguments, self.plan.is_async, unit)
+
+
+def _failed(error: BaseException, text: str) -> Reply:
+    name = error_name(error)
+    log.error("the request failed: %s: %s", name, text, exc_info=error)
+    return Reply(b"", {ERROR: encode_header(name), ERROR_TEXT: encode_header(text[:1000])})

@@ -12,9 +12,12 @@ import atexit
 import concurrent.futures
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, Unconfirmed
+from .events import spec_of
+from .message import new_id
 from .publisher import Receipt
 
 if TYPE_CHECKING:
@@ -28,7 +31,8 @@ class SyncPublisher:
         self._bus = bus
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = os.getpid()
+        after_fork = weakref.WeakMethod(self._after_fork)
+        os.register_at_fork(after_in_child=lambda: (method := after_fork()) and method())
 
     def publish(self, what: Any, body: Any, timeout: float, options: dict[str, Any]) -> Receipt:
         """Publish and wait. Raises what `Bus.publish` raises; `Unconfirmed` after `timeout` seconds."""
@@ -38,29 +42,39 @@ class SyncPublisher:
             pass
         else:
             raise ConfigError("publish_sync would block this event loop: write `await bus.publish(…)`")
+        id = options["id"] = new_id() if options.get("id") is None else options["id"]
         future = asyncio.run_coroutine_threadsafe(self._bus.publish(what, body, **options), self._running_loop())
-        try:
-            return future.result(timeout)
-        except concurrent.futures.TimeoutError:
-            future.cancel()
-            raise Unconfirmed(f"no answer within {timeout:g} s: publish again with the same id=") from None
+        done, _ = concurrent.futures.wait([future], timeout)
+        if done and not future.cancelled():
+            return future.result()
+        future.cancel()
+        why = "the event loop ended before the answer came" if done else f"no answer within {timeout:g} s"
+        raise Unconfirmed(f"{why}: publish again with id={id!r}", (Receipt(id, _subject(what)),))
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._pid != os.getpid():
-                # A fork: the parent's connection and loop are not ours.
-                self._bus.forget_connection()
-                self._loop, self._pid = None, os.getpid()
             running = self._bus.connected
             if running is not None and running.loop.is_running():
                 return running.loop
+            if running is not None:
+                self._bus.forget_connection()  # its loop has ended without closing it
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="tidings-publish", daemon=True).start()
-                atexit.register(self._stop, self._loop, self._pid)
+                atexit.register(self._stop, self._loop, os.getpid())
             return self._loop
+
+    def _after_fork(self) -> None:
+        """The parent's connection, loop and lock are not ours: its threads are not here."""
+        self._bus.forget_connection()
+        self._loop, self._lock = None, threading.Lock()
 
     def _stop(self, loop: asyncio.AbstractEventLoop, pid: int) -> None:
         if pid == os.getpid() and loop.is_running():
             asyncio.run_coroutine_threadsafe(self._bus.close(), loop).result(5)
             loop.call_soon_threadsafe(loop.stop)
+
+
+def _subject(what: Any) -> str:
+    spec = spec_of(type(what))
+    return spec.subject if spec is not None else str(what)

@@ -65,7 +65,11 @@ class TestBus:
         self._running = running
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        closing = asyncio.ensure_future(self._stack.aclose())
+        # Time goes on meanwhile, or a handler that hangs would have its grace for ever.
+        while not (await asyncio.wait({closing}, timeout=0.05))[0]:
+            await self.clock.advance(1.0)
+        await closing
 
     async def settle(self, timeout: float = 10.0) -> None:
         """Wait until nothing moves: no message ready, none in a handler, no follow-up on its way.

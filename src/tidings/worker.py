@@ -5,7 +5,7 @@
 
 A message that is in hand has its lease renewed every third of it until its outcome is settled. Stopping: no new pull,
 what waits in buffers goes back at once, running handlers get the grace time, what still runs then is cancelled and
-handed back without burning an attempt.
+handed back without burning an attempt. A handler that ignores even that is left behind: its lease ends by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .clock import Clock
 from .engine import Delivery, Engine, Outcome, Release
@@ -27,6 +27,7 @@ log = logging.getLogger("tidings.worker")
 
 _PULL_WAIT = 30.0
 _MOST_PAUSE = 5.0
+_CANCEL_WAIT = 5.0
 
 
 class Worker:
@@ -51,7 +52,8 @@ class Worker:
         self._groups = [
             GroupRunner(engine, handling, self._hands, self._relay_of(handling, relays)) for handling in handlings
         ]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._leases: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     @staticmethod
     def _relay_of(handling: Handling, relays: Sequence[Relay]) -> Relay | None:
@@ -64,39 +66,62 @@ class Worker:
 
     def start(self) -> None:
         """Begin; returns at once. Everything runs in tasks of this event loop until `stop`."""
-        self._tasks = [asyncio.create_task(self._hands.keep_leases(self.lease), name="tidings-leases")]
-        self._tasks += [asyncio.create_task(self._hands.settle_all(), name="tidings-settle")]
+        self._leases = asyncio.create_task(self._hands.keep_leases(self.lease), name="tidings-leases")
+        self._settling = asyncio.create_task(self._hands.settle_all(), name="tidings-settle")
         for group in self._groups:
             group.start()
 
     async def stop(self) -> None:
         """Drain: see the module's text. Returns when everything is settled or handed back; idempotent."""
         await asyncio.gather(*(group.stop_pulling() for group in self._groups))
-        await self._wait_for_running()
-        await self._hands.settled()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        try:
+            await self._end_running()
+            # Leases that are renewed no more bound the wait for an engine that cannot settle.
+            await ended(self._leases)
+            await self._hands.settled()
+        finally:
+            await ended(self._leases)
+            await ended(self._settling)
 
-    async def _wait_for_running(self) -> None:
-        running = {task for group in self._groups for task in group.running}
+    async def _end_running(self) -> None:
+        running = {task: delivery for group in self._groups for task, delivery in group.running.items()}
         if not running:
             return
         log.info("stopping: %d message(s) in hand, waiting up to %.0f s", len(running), self.grace)
+        try:
+            late = await self._ended_within(self.grace, running)
+        except asyncio.CancelledError:
+            for task in running:
+                task.cancel()
+            raise
+        for task in late:
+            task.cancel()
+        for task in await self._ended_within(_CANCEL_WAIT, late):
+            log.error("%s ignores that it is cancelled; its lease brings the message back", task.get_name())
+            self._hands.drop(running[task])
+
+    async def _ended_within(
+        self, seconds: float, tasks: Collection[asyncio.Task[None]]
+    ) -> Collection[asyncio.Task[None]]:
+        """Wait for the tasks; returns those that still run after the time."""
         over = asyncio.Event()
-        timer = self.clock.call_later(self.grace, over.set)
+        timer = self.clock.call_later(seconds, over.set)
         waiter = asyncio.create_task(over.wait())
         try:
-            while running and not over.is_set():
-                await asyncio.wait({*running, waiter}, return_when=asyncio.FIRST_COMPLETED)
-                running = {task for task in running if not task.done()}
+            while tasks and not over.is_set():
+                await asyncio.wait({*tasks, waiter}, return_when=asyncio.FIRST_COMPLETED)
+                tasks = [task for task in tasks if not task.done()]
         finally:
             timer.cancel()
             waiter.cancel()
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        return tasks
+
+
+async def ended(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task of ours and wait for its end."""
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Hands:
@@ -139,6 +164,8 @@ class Hands:
                 await self.engine.extend(list(self.held.values()))
             except EngineError as error:
                 log.warning("leases could not be renewed: %s", error)
+            except Exception:
+                log.critical("leases could not be renewed, by an error of ours; the next renewal tries", exc_info=True)
 
     async def settle_all(self) -> None:
         """Settle what handlers decided, everything that has gathered in one call."""
@@ -181,7 +208,7 @@ class GroupRunner:
         self.handling = handling
         self.group = handling.handler.options.group
         self.concurrency = handling.handler.options.concurrency or (1 if handling.plan.transactional else 16)
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: dict[asyncio.Task[None], Delivery] = {}
         self._hands = hands
         self._relay = relay
         self._room = asyncio.Event()
@@ -203,6 +230,7 @@ class GroupRunner:
 
     async def _pull_all(self) -> None:
         pause = 0.1
+        deliveries: list[Delivery] | None
         while True:
             await self._room.wait()
             try:
@@ -212,6 +240,11 @@ class GroupRunner:
             except TidingsError as error:
                 cause = "was it removed?" if isinstance(error, Conflict) else "waiting for the engine"
                 log.warning("group %s cannot pull (%s): %s", self.group, cause, error)
+                deliveries = None
+            except Exception:
+                log.critical("group %s cannot pull, by an error of ours; it goes on trying", self.group, exc_info=True)
+                deliveries = None
+            if deliveries is None:
                 await self._hands.clock.sleep(pause)
                 pause = min(2 * pause, _MOST_PAUSE)
                 continue
@@ -222,13 +255,13 @@ class GroupRunner:
     def _begin(self, delivery: Delivery) -> None:
         self._hands.take(delivery)
         task = asyncio.create_task(self._handle(delivery), name=f"tidings-handle-{self.group}")
-        self.running.add(task)
+        self.running[task] = delivery
         task.add_done_callback(self._ended)
         if len(self.running) >= self.concurrency:
             self._room.clear()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self.running.discard(task)
+        self.running.pop(task, None)
         self._room.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("the worker itself failed on a message; its lease brings it back", exc_info=error)
@@ -243,7 +276,8 @@ class GroupRunner:
             try:
                 outcome, staged = await self.handling.outcome(delivery)
             except asyncio.CancelledError:
-                self._hands.put(Release(delivery))
+                # At once when the worker stops; a handler that cancels its own task must not come back in a hot loop.
+                self._hands.put(Release(delivery, delay=0.0 if self._task is None else 1.0))
                 raise
             except LeaseLost:
                 log.warning("the lease ended before the handler did: nothing committed, somebody else has it")

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from conformance.memory_world import MemoryWorld
 from conformance.nats_world import NatsWorld
-from tidings.conformance import World
+
+if TYPE_CHECKING:
+    from tidings.conformance import World
+
+pytest.register_assert_rewrite("tidings.conformance")  # before it is imported: a failing case then shows its values
 
 
 @pytest.fixture(params=["memory", "nats"])

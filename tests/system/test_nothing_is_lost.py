@@ -39,7 +39,7 @@ def once_each(rows: list[dict[str, object]], items: list[str]) -> None:
 
 async def shares(system: DemoSystem) -> Counter[str]:
     """How many items each save worker saved, by the prefix of its log lines."""
-    return Counter(line.split(maxsplit=1)[0] for line in system.output if "Item saved; ID:" in line)
+    return Counter(line.partition("|")[0].strip() for line in system.output if "Item saved; ID:" in line)
 
 
 @pytest.mark.timeout(400)
@@ -83,7 +83,7 @@ async def test_save_workers_killed_every_second_save_everything_once(tmp_path: P
 @pytest.mark.parametrize("victim", ["nats-server", "supervisor", "web", "save-handler"])
 async def test_a_killed_part_loses_nothing(tmp_path: Path, victim: str) -> None:
     """Killed three times while items are posted, no part of the system loses or doubles an accepted item."""
-    words = {"nats-server": ("nats-server",), "supervisor": ("embedded.supervisor",), "web": ("todo.web:app",)}
+    words = {"nats-server": ("nats-server",), "supervisor": ("embedded/launch.py",), "web": ("todo.web:app",)}
     items = [f"item {n}" for n in range(600)]
     async with demo(tmp_path / "data", TIDINGS_LEASE="5s") as system:
 
@@ -143,7 +143,7 @@ async def test_a_poison_item_is_redriven_once(tmp_path: Path) -> None:
         database = next((tmp_path / "data").glob("*.sqlite3"))
         await execute(
             database,
-            "CREATE TRIGGER refuse BEFORE INSERT ON items WHEN NEW.item = 'poison' "
+            "CREATE TRIGGER refuse BEFORE INSERT ON todo_items WHEN NEW.item = 'poison' "
             "BEGIN SELECT RAISE(ABORT, 'refused by trigger'); END",
         )
         async with httpx.AsyncClient() as http:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from todo_app import add, eventually, listed, running
 
 LONGEST = 256
@@ -96,10 +97,12 @@ async def test_a_large_body_is_not_waited_for(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         head = "POST /todo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
         writer.write(head.encode() + b"x" * 20_000)
-        async with asyncio.timeout(10):
-            assert await reader.readline() == b"HTTP/1.1 413 Content Too Large\r\n"
-        writer.close()
-        await writer.wait_closed()
+        try:
+            async with asyncio.timeout(10):
+                assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
@@ -156,7 +159,9 @@ async def test_the_list_comes_in_pages(tmp_path: Path) -> None:
         assert sum(pages, []) == everything
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=-1", "limit=x", "limit=", "before=1.5", "before=٣", "limit=9999999999"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=-1", "limit=x", "limit=", "before=1.5", "before=٣", "limit=9999999999"]
+)
 async def test_a_bad_page_is_refused(tmp_path: Path, query: str) -> None:
     """A limit or place that is no number gets 400 naming it."""
     async with running(tmp_path) as (_, client):

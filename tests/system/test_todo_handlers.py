@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
-import subprocess
+import os
 import sys
+from asyncio.subprocess import PIPE
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import select
-from todo_app import Todo, todo
+from sqlalchemy import select, text
 
 from tidings.engine import Outgoing
+from tidings.sql import Migrations
 from tidings.testing import TestBus
+from todo_app import Todo, todo
+
+if TYPE_CHECKING:
+    from databases import Place
+
+pytest_plugins = ("databases",)
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -111,22 +119,29 @@ async def test_a_repeated_message_is_one_row(tmp_path: Path) -> None:
         assert await rows(app) == [(1, "milk")]
 
 
-async def test_processes_that_start_together_make_one_table(tmp_path: Path) -> None:
-    """Four processes create the tables at the same time, and none fails."""
+async def test_it_works_on_every_database(database: Place, tmp_path: Path) -> None:
+    """On SQLite and on PostgreSQL an item is saved, mutated and listed, with its date in UTC."""
+    await Migrations(database.url).upgrade()
+    async with todo(tmp_path, mutate=True, database=database.url) as app, TestBus(app.bus) as t:
+        await app.bus.publish(app.events.NewItem(item="milk"))
+        await t.settle()
+        [new] = await t.published("events.todo.newitem")
+        async with app.database.async_session() as db:
+            [row] = await db.scalars(select(app.database.Item))
+        assert row.item.startswith("Write a nice review")
+        assert (row.date_added, row.date_added.utcoffset()) == (new.time, timedelta(0))
+
+
+async def test_processes_that_start_together_make_one_table(database: Place) -> None:
+    """Eight processes create the tables at the same time, and none fails."""
     code = "import asyncio; from todo.database import create_tables; asyncio.run(create_tables())"
+    environment = {"TIDINGS_DATABASE_URL": database.url, "PATH": os.defpath}
     processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            code,
-            cwd=EXAMPLES,
-            env={"TIDINGS_DATA": str(tmp_path), "PATH": "/usr/bin:/bin"},
-            stderr=subprocess.PIPE,
-        )
-        for _ in range(4)
+        await asyncio.create_subprocess_exec(sys.executable, "-c", code, cwd=EXAMPLES, env=environment, stderr=PIPE)
+        for _ in range(8)
     ]
-    errors = [(await process.communicate())[1] for process in processes]
-    assert errors == [b""] * 4
-    with sqlite3.connect(tmp_path / "todo.sqlite3") as database:
-        assert database.execute("SELECT count(*) FROM todo_items").fetchone() == (0,)
-    database.close()
+    assert [(await process.communicate())[1] for process in processes] == [b""] * 8
+    async with database.engine().connect() as connection:
+        assert await connection.scalar(text("SELECT count(*) FROM todo_items")) == 0
+        engine = connection.engine
+    await engine.dispose()

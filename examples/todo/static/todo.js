@@ -1,5 +1,7 @@
 // The page of the to-do list. An item shows at once as pending; the event of the handler that saved it confirms it.
 
+import { subscribe } from "./push.js";
+
 const PAGE = 200;
 const LONGEST = 256;
 
@@ -135,38 +137,19 @@ const events = {
   "events.todo.itemmutated": itemMutated,
 };
 
-let stream;
-let lastId = "";
-let applied = Promise.resolve(); // events are applied one after the other, those that come while the list loads after it
+// One after the other, so that what comes while the list loads is applied to the loaded list.
+let applied = Promise.resolve();
 
-function listen() {
-  stream?.close();
-  // A browser sends the last id by itself when it reconnects, but not when the stream is opened anew.
-  stream = new EventSource(lastId ? `/push?last-event-id=${encodeURIComponent(lastId)}` : "/push");
-  for (const [name, handle] of Object.entries(events)) {
-    stream.addEventListener(name, (event) => {
-      lastId = event.lastEventId || lastId;
-      applied = applied.then(() => handle(JSON.parse(event.data))).catch(console.error);
-    });
-  }
-  stream.addEventListener("open", () => connection("live", "Live"));
-  stream.addEventListener("error", ({ target }) => {
-    if (target !== stream) return;
-    connection("connecting", "Reconnecting");
-    // After an error answer browsers give up; the server is only restarting.
-    if (target.readyState === EventSource.CLOSED) setTimeout(() => target === stream && listen(), 1000 + 1000 * Math.random());
-  });
+function heard(name, data) {
+  applied = applied.then(() => events[name](data)).catch(console.error);
 }
 
-function connection(state, label) {
-  at("connection").dataset.state = state;
-  at("connection").textContent = label;
+function connected(live) {
+  at("connection").dataset.state = live ? "live" : "connecting";
+  at("connection").textContent = live ? "Live" : "Reconnecting";
 }
 
-// Browsers allow six connections to a server: a tab that nobody looks at holds none, and catches up when it is seen.
-document.addEventListener("visibilitychange", () => (document.hidden ? stream?.close() : listen()));
-addEventListener("online", listen);
-if (!document.hidden) listen();
+subscribe("/push", ["events.todo.itemsaved", "events.todo.itemmutated"], heard, connected);
 
 // ---- new items
 
@@ -201,8 +184,7 @@ function refused(id, item, why) {
 
 function problem(text) {
   at("problem").textContent = text;
-  at("item").toggleAttribute("aria-invalid", false);
-  if (text) at("item").setAttribute("aria-invalid", "true");
+  at("item").setAttribute("aria-invalid", Boolean(text));
 }
 
 at("new").addEventListener("submit", (event) => {
@@ -232,3 +214,6 @@ at("item").addEventListener("input", () => {
   at("length").toggleAttribute("data-over", length > LONGEST);
   if (at("problem").textContent && length && length <= LONGEST) problem("");
 });
+
+// With a keyboard one can write at once; on a phone the keyboard would hide the list.
+if (matchMedia("(pointer: fine)").matches) at("item").focus();

@@ -1,10 +1,10 @@
 """The `tidings` command.
 
-    root       the commands by name, imported only when used; errors become a sentence and an exit code
-    options    what every command takes: --url, --namespace, …
-    session    a connection to the engine for one command
-    output     tables, JSON, and text of strangers made harmless
-    lifeline   what ties a child of `up` and `demo` to its parent
+root       the commands by name, imported only when used; errors become a sentence and an exit code
+options    what every command takes: --url, --namespace, …
+session    a connection to the engine for one command
+output     tables, JSON, and text of strangers made harmless
+lifeline   what ties a child of `up` and `demo` to its parent
 """
 
 from __future__ import annotations

@@ -11,19 +11,22 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeAlias
 
 import click
 
-from ..errors import ConfigError
+from ..errors import ConfigError, EngineUnavailable
 from ..logs import printable
 from ..processes import Children, Program, supervise
 from ..settings import Settings
-from . import options
+from . import options, output
 
 _COLOURS: Final = ("cyan", "yellow", "green", "magenta", "blue", "bright_red")
 _WEB_STAGE, _WORKER_STAGE = 0, 1
 _WEB_GRACE: Final = 10.0
+
+Listener: TypeAlias = socket.socket
+Ready: TypeAlias = Callable[[], Awaitable[bool]]
 
 
 class Terminal:
@@ -41,7 +44,7 @@ class Terminal:
             self._names.append(name)
         colour = _COLOURS[self._names.index(name) % len(_COLOURS)]
         plain = printable(text)
-        self._show(f"{click.style(name.ljust(self._width) + ' |', fg=colour)} {plain}")
+        self._show(f"{output.coloured(name.ljust(self._width) + ' |', fg=colour)} {plain}")
         self._keep(f"{name} | {plain}")
 
     def say(self, text: str = "") -> None:
@@ -73,26 +76,36 @@ def run(
     terminal: Terminal,
     *,
     directory: Path | None = None,
-    ready: Callable[[], Awaitable[bool]] | None = None,
+    ready: Ready | None = None,
+    patience: float | None = None,
 ) -> int:
     """Run the programs until asked to stop, and the broker of `directory` beside them; returns the exit code.
 
-    `ready` is called when all are ready for the first time and says whether to go on.
+    `ready` is called when all are ready for the first time and says whether to go on; with `patience`, not to get
+    that far within so many seconds is an error.
     """
     options.configure_logs("info")
-    return asyncio.run(_attended(programs, terminal, directory, ready))
+    return asyncio.run(_attended(programs, terminal, directory, ready or _going_on, patience))
 
 
 async def _attended(
     programs: Sequence[Program],
     terminal: Terminal,
     directory: Path | None,
-    ready: Callable[[], Awaitable[bool]] | None,
+    ready: Ready,
+    patience: float | None,
 ) -> int:
     children = Children(programs, terminal.line)
     async with AsyncExitStack() as stack:
 
         async def begin() -> bool:
+            try:
+                async with asyncio.timeout(patience):
+                    return await start()
+            except TimeoutError:
+                raise EngineUnavailable(f"not ready after {patience:g} s: see above") from None
+
+        async def start() -> bool:
             if directory is not None:
                 from .. import embedded
 
@@ -101,9 +114,13 @@ async def _attended(
                 stack.push_async_callback(broker.close)
                 terminal.line("broker", f"nats-server {broker.version} at {broker.address}, data in {broker.directory}")
             await children.ready()
-            return await ready() if ready else True
+            return await ready()
 
         return await supervise(children, begin, terminal.say)
+
+
+async def _going_on() -> bool:
+    return True
 
 
 def broker_directory(settings: Settings) -> Path | None:
@@ -137,7 +154,7 @@ def workers(where: str, scales: dict[str, int], *, grace: float) -> list[Program
     return [worker("workers", where, grace=grace), *more]
 
 
-def web(where: str, listener: socket.socket) -> Program:
+def web(where: str, listener: Listener) -> Program:
     """A process that serves the ASGI application at `where`. The socket stays ours: while the process is started
     again, connections wait."""
     descriptor = listener.fileno()

@@ -31,7 +31,7 @@ def load_bus(where: str | None) -> Bus:
 def load_object(where: str, *, usual: str) -> Any:
     """What is at `module:name`; the working directory is looked in first, as Python itself does."""
     module_name, _, name = where.partition(":")
-    if "" not in sys.path and sys.path[:1] != ["."]:
+    if not sys.flags.safe_path and "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module_name)

@@ -7,6 +7,7 @@ even by a parent that was killed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -37,18 +38,14 @@ def hold() -> None:
 def tell_ready() -> None:
     """Tell the parent that this process does its work now; nothing happens where there is none."""
     if _held is not None:
-        try:
+        with contextlib.suppress(OSError):  # the parent is gone: `_watch` knows
             _held.sendall(b"ready\n")
-        except OSError:
-            pass  # the parent is gone: `_watch` knows
 
 
 def _watch(end: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         while end.recv(1):
             pass
-    except OSError:
-        pass
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_ORPHAN_GRACE)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,11 @@ def say(text: str) -> None:
 def put(text: str) -> None:
     """Data, one line or several: to stdout."""
     click.echo(printable(text))
+
+
+def coloured(text: str, **style: Any) -> str:
+    """Text in colour, unless the person has asked for none; a pipe never gets any."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
 
 
 def put_json(value: object) -> None:

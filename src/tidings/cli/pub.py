@@ -34,9 +34,7 @@ _BATCH = 500
 @click.option("--delay", metavar="DURATION", help="Store it now, hand it out then.")
 @options.as_json
 @options.common
-def pub(
-    subject: str, body: str | None, count: int, interval: str, as_json: bool, **given: str | None
-) -> None:
+def pub(subject: str, body: str | None, count: int, interval: str, as_json: bool, **given: str | None) -> None:
     """Publish BODY on SUBJECT; "-" reads it from stdin.
 
     Below events. it is an event: stored, and handled by every group that wants it. Its body is JSON (without BODY:
@@ -76,16 +74,14 @@ def event_body(text: str | None) -> Any:
     return text
 
 
-async def _store(
-    subject: str, value: Any, count: int, pause: float, wanted: dict[str, str], as_json: bool
-) -> None:
-    options_ = {**wanted, **({"delay": duration(wanted["delay"])} if "delay" in wanted else {})}
+async def _store(subject: str, value: Any, count: int, pause: float, wanted: dict[str, str], as_json: bool) -> None:
+    more: dict[str, Any] = {**wanted, **({"delay": duration(wanted["delay"])} if "delay" in wanted else {})}
     async with session() as engine:
         publisher = Publisher(engine, Registry(), source=_SOURCE, roots=ROOTS, clock=SystemClock())
         done = 0
         while done < count:
             size = 1 if pause else min(_BATCH, count - done)
-            receipts = await publisher.send([publisher.compose(subject, value, **options_) for _ in range(size)])
+            receipts = await publisher.send([publisher.compose(subject, value, **more) for _ in range(size)])
             for receipt in receipts:
                 _show(receipt, as_json)
             done += size

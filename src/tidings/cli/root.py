@@ -11,7 +11,7 @@ import click
 
 from .. import errors
 from ..logs import printable
-from . import options
+from . import options, output
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -54,10 +54,10 @@ class Failure(click.ClickException):
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(printable(text))
-        self.exit_code = code
+        self.exit_code = code  # type: ignore[misc]  # Click itself sets it on instances, its stubs know it on classes
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {self.message}", err=True)
+        click.echo(f"{output.coloured('error:', fg='red', bold=True)} {self.message}", err=True)
 
 
 class Commands(click.Group):
@@ -105,7 +105,9 @@ def code_of(error: BaseException) -> int:
         return USAGE
     if isinstance(error, Partly):
         return PARTLY
-    if isinstance(error, errors.EngineUnavailable) or _is_of_database(error):
+    if isinstance(error, errors.DatabaseBehind):
+        return FAILED
+    if isinstance(error, errors.EngineUnavailable | errors.DatabaseError) or _is_of_database(error):
         return UNREACHABLE
     if isinstance(error, NotFound | errors.NoResponder | errors.RequestTimeout):
         return NOT_FOUND

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ import click
 import msgspec
 
 from ..clock import SystemClock
-from ..engine import Engine, Entry
+from ..engine import Engine, Entry, Signal
 from ..errors import ConfigError, EngineUnavailable
 from ..message import identity
 from ..settings import duration
@@ -38,7 +39,9 @@ class Sight(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.argument("filters", metavar="[FILTER]...", nargs=-1)
-@click.option("--since", metavar="WHEN", help="A position in the log, a time, or -5m for five minutes ago. [from now on]")
+@click.option(
+    "--since", metavar="WHEN", help="A position in the log, a time, or -5m for five minutes ago. [from now on]"
+)
 @click.option("--count", "-n", type=click.IntRange(1), help="Stop after so many.")
 @click.option("--live", is_flag=True, help="Live channels only, also where the filter covers stored subjects.")
 @click.option("--no-follow", is_flag=True, help="Print what is stored (from --since, else all of it) and stop.")
@@ -100,14 +103,15 @@ class _Printer:
 async def _follow(
     stored: Sequence[str], channels: Sequence[str], since: str | None, printer: _Printer, *, follow: bool
 ) -> None:
-    async with session() as engine:
+    async with session() as engine, AsyncExitStack() as stack:
         try:
             async with asyncio.TaskGroup() as tasks:
+                if channels:
+                    signals = await stack.enter_async_context(engine.listen(channels))
+                    tasks.create_task(_hear(signals, printer))
                 if stored:
                     after = await _position(engine, since)
                     tasks.create_task(_follow_log(engine, stored, after, printer, follow))
-                if channels:
-                    tasks.create_task(_hear(engine, channels, printer))
                 if follow:
                     output.say(f"following {' '.join(dict.fromkeys((*stored, *channels)))} (Ctrl-C ends)")
         except* _Enough:
@@ -130,12 +134,11 @@ async def _follow_log(engine: Engine, filters: Sequence[str], after: int, printe
             return
 
 
-async def _hear(engine: Engine, channels: Sequence[str], printer: _Printer) -> None:
+async def _hear(signals: AsyncIterator[Signal], printer: _Printer) -> None:
     clock = SystemClock()
-    async with engine.listen(channels) as signals:
-        async for signal in signals:
-            if signal.channel.startswith(("_", "$")):
-                continue  # the engine's own talk, where the filter covers everything
+    async for signal in signals:
+        # Where the filter covers everything, the engine's own talk is not meant.
+        if not signal.channel.startswith(("_", "$")):
             printer.show(Sight(signal.channel, clock.time(), dict(signal.headers), signal.body))
 
 

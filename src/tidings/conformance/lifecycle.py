@@ -8,7 +8,7 @@ from tidings.engine import Engine
 from tidings.errors import Closed
 
 from .case import case, eventually
-from .steps import finish, group, message, nothing, publish, raising, take, take_one, texts
+from .steps import finish, glance, group, message, nothing, publish, raising, take, take_one, texts
 from .world import World
 
 
@@ -120,6 +120,74 @@ async def everything_goes_on_after_a_restart(world: World) -> None:
 
         await eventually(heard, "a listener hears again after a restart")
         assert hearing.result().body == b"again"
+
+
+@case("seam")
+async def a_restart_loses_and_doubles_nothing(world: World) -> None:
+    """Publishers at work during two restarts get a receipt for each message, and each is stored once, where it says."""
+    engines = [await world.engine() for _ in range(2)]
+    receipts: dict[str, int] = {}
+
+    async def publish_all(name: str, engine: Engine) -> None:
+        for number in range(60):
+            text = f"{name}-{number}"
+            [stored] = await engine.publish([message(text)])
+            receipts[text] = stored.position
+
+    tasks = [asyncio.create_task(publish_all(f"p{n}", engines[n % 2])) for n in range(4)]
+    for share in (60, 150):
+
+        async def reached(share: int = share) -> bool:
+            return len(receipts) >= share
+
+        await eventually(reached, "publishing goes on")
+        await world.restart()
+    await asyncio.gather(*tasks)
+    entries = await engines[0].read(["events.>"], 0, 1000)
+    assert {entry.body.decode(): entry.position for entry in entries} == receipts
+    assert len(entries) == 240
+
+
+@case("seam")
+async def a_restart_takes_no_message_from_its_group(world: World) -> None:
+    """Readers at work during a restart go on by themselves; each message is handled, at least once."""
+    engines = [await world.engine() for _ in range(2)]
+    await engines[0].declare([group(world)])
+    sent = {str(n) for n in range(600)}
+    await publish(engines[0], *sent)
+    handled: set[str] = set()
+    begun, finished = asyncio.Event(), asyncio.Event()
+
+    async def handle(engine: Engine) -> None:
+        while True:
+            got = await engine.pull("g", 4, 30.0)
+            await finish(engine, got)
+            handled.update(texts(got))
+            if len(handled) > 30:
+                begun.set()
+            if handled == sent:
+                finished.set()
+
+    async def restart() -> None:
+        await begun.wait()
+        await world.restart()
+        await finished.wait()
+
+    tasks = [asyncio.create_task(work) for work in (restart(), *(handle(engine) for engine in engines))]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            await task  # a reader never ends by itself: this raises why it did
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await world.wait(1.5 * world.lease)
+    while repeated := await glance(world, engines[0], "g"):  # what was done just before the crash may come again
+        await finish(engines[0], repeated)
+    assert handled == sent
+    stats = (await engines[0].stats()).groups["g"]
+    assert (stats.waiting, stats.leased, stats.delayed, stats.dead) == (0, 0, 0, 0)
 
 
 @case("seam")

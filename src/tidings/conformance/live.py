@@ -59,6 +59,19 @@ async def unheard_is_told(world: World) -> None:
 
 
 @case("seam")
+async def giving_up_on_a_signal_loses_none(world: World) -> None:
+    """Cancelling the wait for the next signal leaves the listener as it was: what is said later is heard."""
+    speaker, hearer = await world.engine(), await world.engine()
+    async with hearer.listen(["live.room"]) as signals:
+        waiting = asyncio.ensure_future(anext(signals))
+        await world.wait(world.moment)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await speaker.broadcast("live.room", b"later", {})
+        assert (await anext(signals)).body == b"later"
+
+
+@case("seam")
 async def slow_listener_hurts_nobody(world: World) -> None:
     """A listener that takes nothing stops neither the speaker nor the other listeners."""
     speaker, slow, quick = await world.engine(), await world.engine(), await world.engine()

@@ -25,7 +25,7 @@ class Listener(AsyncIterator[Signal]):
         self._room = room
         self._heard: deque[Signal] = deque()
         self._news = Bell()
-        self._missed = 0
+        self._missed = False
         self._left = False
         self._closed = False
 
@@ -33,17 +33,15 @@ class Listener(AsyncIterator[Signal]):
         """Whether the channel is one of those listened to."""
         return any(matches(filter, channel) for filter in self._channels)
 
-    def tell(self, signal: Signal) -> bool:
-        """Queue a signal; False when the listener is too far behind, which is logged once for each time it happens."""
+    def tell(self, signal: Signal) -> None:
+        """Queue a signal; of a listener that is too far behind the oldest one goes, which is logged once a time."""
         if len(self._heard) >= self._room:
             if not self._missed:
-                _log.warning("a listener of %s is %d signals behind and misses some", self._channels, self._room)
-            self._missed += 1
-            return False
-        self._missed = 0
+                _log.warning("a listener of %s is too slow: its oldest signals are dropped", ", ".join(self._channels))
+            self._missed = True
+            self._heard.popleft()
         self._heard.append(signal)
         self._news.ring()
-        return True
 
     def leave(self, *, closed: bool = False) -> None:
         """The iteration ends, with `Closed` if the connection was closed under it."""
@@ -58,6 +56,7 @@ class Listener(AsyncIterator[Signal]):
             if self._left:
                 raise StopAsyncIteration
             await self._news.wait()
+        self._missed = False
         return self._heard.popleft()
 
 
@@ -80,8 +79,11 @@ class Channels:
         listener.leave()
 
     def say(self, signal: Signal) -> int:
-        """Tell all who listen; returns how many heard it."""
-        return sum(listener.tell(signal) for listener in self._listeners if listener.hears(signal.channel))
+        """Tell all who listen; returns how many they are."""
+        listeners = [listener for listener in self._listeners if listener.hears(signal.channel)]
+        for listener in listeners:
+            listener.tell(signal)
+        return len(listeners)
 
 
 class Server:

@@ -47,7 +47,7 @@ class MemoryStore:
     so each happens at once. `limit` is in bytes (-1: none); at 90 % of it the oldest handled entries go, and if that
     does not help publishers get `StoreFull`. Handled entries older than `retention` seconds go with the next publish;
     entries that some group has still to handle, or that no group wants, never go. The same (subject, id) is stored
-    once within `window` seconds. A listener that is `room` signals behind misses what comes next.
+    once within `window` seconds. A listener keeps `room` signals that it has not taken yet, the newest.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MemoryStore:
         limit: int = -1,
         retention: float = 7 * 86400.0,
         window: float = 120.0,
-        room: int = 65536,
+        room: int = 10_000,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.log = Log(self.clock, window)

@@ -255,6 +255,12 @@ class JetStream:
             if not frames or int(frames[-1].header("Nats-Num-Pending") or 0) == 0:
                 return
 
+    async def first_since(self, stream: str, filter: str, time: str) -> int | None:
+        """The first sequence that matches and was stored at `time` (RFC 3339) or later."""
+        request = {"start_time": time, "next_by_subj": filter, "batch": 1}
+        frames = await self._page(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request))
+        return int(frames[0].header("Nats-Sequence")) if frames else None
+
     async def _page(self, subject: str, data: bytes) -> list[Frame]:
         loop = asyncio.get_running_loop()
         until, why = loop.time() + self.timeout, "no answer"

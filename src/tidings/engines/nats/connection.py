@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from ...errors import EngineUnavailable
 
@@ -117,7 +116,10 @@ class NatsPy:
         self._on_lost = on_lost
         self._on_denied = on_denied
         self._client = Client()
-        self._subscriptions: set[_Subscription] = set()
+        # nats-py builds each message by calling this, in the order of the wire, and queues nothing for what comes
+        # out empty: so frames of all subscriptions keep their order, without a queue and a task for each of them.
+        self._client.msg_class = self._receive  # type: ignore[assignment]
+        self._receivers: dict[int, OnFrame] = {}
         self._problem: Exception | None = None
         self._open = False
         self._closed = asyncio.Event()
@@ -162,17 +164,10 @@ class NatsPy:
         await self._client.publish(subject, body, reply, headers)
 
     async def subscribe(self, subject: str, queue: str, on_frame: OnFrame) -> Subscribed:
-        async def receive(message: Msg) -> None:
-            try:
-                on_frame(Frame(message.subject, message.reply, message.headers, message.data))
-            except Exception:
-                log.exception("a message on %s could not be taken in", message.subject)
-
-        # Without limits: nats-py throws messages away above them.
-        raw = await self._client.subscribe(subject, queue, receive, pending_msgs_limit=0, pending_bytes_limit=0)
-        subscription = _Subscription(self._subscriptions, raw)
-        self._subscriptions.add(subscription)
-        return subscription
+        raw = await self._client.subscribe(subject, queue)
+        number = raw._id
+        self._receivers[number] = on_frame
+        return _Subscription(raw, lambda: self._receivers.pop(number, None))
 
     async def ping(self) -> None:
         # In a task of its own: nats-py's reader dies of a PONG whose waiter was cancelled.
@@ -186,8 +181,7 @@ class NatsPy:
 
     async def close(self) -> None:
         self._open = False
-        for subscription in list(self._subscriptions):
-            await subscription.close()
+        self._receivers.clear()
         try:
             async with asyncio.timeout(2.0):
                 await self._client.close()
@@ -195,6 +189,15 @@ class NatsPy:
             # A connection that is broken anyway: nats-py still tries to write what is left.
             log.debug("closing the connection to %s: %s", self.server, error)
         self._closed.set()
+
+    def _receive(self, *, subject: str, reply: str, data: bytes, headers: Any, _sid: int, **_: object) -> None:
+        on_frame = self._receivers.get(_sid)
+        if on_frame is None:
+            return
+        try:
+            on_frame(Frame(subject, reply, headers, data))
+        except Exception:  # nats-py's reader would end with it
+            log.exception("a message on %s could not be taken in", subject)
 
     def _user(self) -> str:
         # Asked for by nats-py before the login is sent: the last moment to keep a password off a plain connection.
@@ -222,18 +225,14 @@ class NatsPy:
 
 
 class _Subscription:
-    def __init__(self, all: set[_Subscription], raw: Any) -> None:
-        self._all = all
+    def __init__(self, raw: Any, forget: Callable[[], object]) -> None:
         self._raw = raw
+        self._forget = forget
 
     async def close(self) -> None:
-        self._all.discard(self)
+        self._forget()
         with contextlib.suppress(Exception):
             await self._raw.unsubscribe()
-        # nats-py leaves the reading task behind when the connection was closed by an error.
-        task = getattr(self._raw, "_wait_for_msgs_task", None)
-        if task is not None:
-            task.cancel()
 
     async def drain(self) -> None:
         # Not cancelled with the caller, see `ping`.

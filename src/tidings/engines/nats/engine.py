@@ -29,6 +29,7 @@ from ...subjects import check_group
 from .api import JetStream
 from .census import Census
 from .groups import Groups
+from .housekeeping import keep_tidy
 from .layout import Layout
 from .link import Link, Locate
 from .live import Live
@@ -70,9 +71,10 @@ class NatsEngine:
         self._census = Census(self._js, self._layout, self._clock, self._graveyard)
         self._reader = Reader(self._js, self._layout)
         self._records = Records(self._js, self._layout)
-        self._live = Live(self._link, timeout)
+        self._live = Live(self._link, timeout, lambda: self.max_message)
         self._pullers: dict[str, Puller] = {}
         self._opening = asyncio.Lock()
+        self._tidying: asyncio.Task[None] | None = None
         self._open = False
         self._closed = False
 
@@ -92,7 +94,7 @@ class NatsEngine:
                 return
             try:
                 async with asyncio.timeout(30.0):
-                    await self._link.open(min(8.0, self._js.timeout))
+                    await self._link.open(min(6.0, self._js.timeout))
                     await prepare(self._js, self._layout)
             except BaseException:
                 await self._link.close()
@@ -104,6 +106,8 @@ class NatsEngine:
         if self._closed:
             return
         self._closed = True
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._reader.close()
         self._live.close()
         await asyncio.gather(*(puller.close() for puller in self._pullers.values()))
@@ -112,6 +116,8 @@ class NatsEngine:
     async def abandon(self) -> None:
         """Disappear as a killed process does: nothing is handed back and nothing more is sent."""
         self._closed = True
+        if self._tidying is not None:
+            self._tidying.cancel()
         self._reader.close()
         self._live.close()
         for puller in self._pullers.values():
@@ -144,6 +150,8 @@ class NatsEngine:
         self._check_open()
         puller = self._pullers.get(group)
         if puller is None:
+            if self._tidying is None:  # those who pull keep the house
+                self._tidying = asyncio.create_task(keep_tidy(self._js, self._layout, self._clock))
             puller = self._pullers[group] = Puller(self._js, self._layout, self._clock, self._groups, group)
         return await puller.pull(limit, wait)
 

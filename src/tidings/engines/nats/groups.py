@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
+from msgspec.structs import replace
 
 from ...engine import Claim, Entry, Group
 from ...errors import Conflict, EngineUnavailable
@@ -114,12 +115,10 @@ class Groups:
         layout = self._layout
         async with locked(self._js, layout):
             info = await self._js.consumer(layout.events, group.name)
-            if info is None:
-                raise Conflict(f"group {group.name!r} was removed while it was being declared")
-            before = _shape(info)
+            before = _shape_or_conflict(info, group.name)
             shape = _merged(before, group)
-            if shape != before:
-                await self._js.put_consumer(layout.events, _kept(info) | layout.group_config(shape), "update")
+            if info is not None and shape != before:
+                await self._write(info, shape)
             if shape.lease != before.lease:
                 inbox = await self._js.consumer(layout.control, group.name)
                 if inbox is not None:
@@ -128,28 +127,39 @@ class Groups:
             return shape
 
     async def _complete(self, name: str) -> Shape:
-        """Copy to the inbox what added claims want of the past, then let them take what follows from the log.
-
-        The consumer's filters have been widened before, so whatever is stored after the reading of `last` is
-        delivered by it; what stands before may or may not be, and is therefore only taken from the inbox.
-        """
-        layout = self._layout
-        shape = _shape_or_conflict(await self._js.consumer(layout.events, name), name)
-        last = int((await self._js.stream(layout.events))["state"]["last_seq"])
-        added = tuple(held for held in shape.claims if held.direct is None)
-        older = tuple(held.claim for held in shape.claims if held.direct is not None)
+        """Finish the adding of claims: settle from where on each is handed out, and copy what stands before."""
+        await self._change(name, await self._bounded(name))
+        shape = _shape_or_conflict(await self._js.consumer(self._layout.events, name), name)
+        older = tuple(held.claim for held in shape.claims if held.copied)
+        added = tuple(held for held in shape.claims if not held.copied)
         for held in added:
-            await self._copy(name, held.claim, older, last)
-        async with locked(self._js, layout):
-            info = await self._js.consumer(layout.events, name)
-            shape = _shape_or_conflict(info, name)
-            claims = tuple(
-                msgspec.structs.replace(held, direct=last + 1) if held in added else held for held in shape.claims
-            )
-            shape = msgspec.structs.replace(shape, claims=claims)
-            assert info is not None
-            await self._js.put_consumer(layout.events, _kept(info) | layout.group_config(shape), "update")
-        return shape
+            await self._copy(name, held.claim, older, (held.direct or 1) - 1)
+        return await self._change(name, lambda held: replace(held, copied=True) if held in added else held)
+
+    async def _bounded(self, name: str) -> Callable[[Held], Held]:
+        """From where on added claims are handed out by the consumer.
+
+        Its filters have been widened before, so it delivers whatever is stored from now on. What is stored already
+        it may deliver or not, and is therefore taken from the inbox only. The bound is written once: whoever copies
+        copies the same.
+        """
+        shape = _shape_or_conflict(await self._js.consumer(self._layout.events, name), name)
+        last = int((await self._js.stream(self._layout.events))["state"]["last_seq"])
+        widened = tuple(held for held in shape.claims if held.direct is None)
+        return lambda held: replace(held, direct=last + 1) if held in widened else held
+
+    async def _change(self, name: str, change: Callable[[Held], Held]) -> Shape:
+        async with locked(self._js, self._layout):
+            info = await self._js.consumer(self._layout.events, name)
+            before = _shape_or_conflict(info, name)
+            shape = replace(before, claims=tuple(map(change, before.claims)))
+            if info is not None and shape != before:
+                await self._write(info, shape)
+            return shape
+
+    async def _write(self, info: dict[str, Any], shape: Shape) -> None:
+        config = _kept(info) | self._layout.group_config(shape)
+        await self._js.put_consumer(self._layout.events, config, "update")
 
     async def _copy(self, name: str, claim: Claim, older: tuple[Claim, ...], last: int) -> None:
         async for frames in self._js.pages(self._layout.events, claim.filter, max(1, claim.since)):
@@ -185,8 +195,8 @@ class Groups:
 def _merged(shape: Shape, group: Group) -> Shape:
     """The shape with the claims and the lease of the group; claims that are new to it are pending."""
     there = [held.claim for held in shape.claims]
-    added = tuple(Held(claim, None) for claim in dict.fromkeys(group.claims) if claim not in there)
-    return msgspec.structs.replace(shape, claims=shape.claims + added, lease=group.lease)
+    added = tuple(Held(claim, None, False) for claim in dict.fromkeys(group.claims) if claim not in there)
+    return replace(shape, claims=shape.claims + added, lease=group.lease)
 
 
 def _kept(info: dict[str, Any]) -> dict[str, Any]:

@@ -151,8 +151,10 @@ class Held(msgspec.Struct, frozen=True):
 
     claim: Claim
     direct: int | None
-    """First position that the consumer on Events hands out for it; those before came through the inbox.
-    None while a claim that was added later is still being copied there."""
+    """First position that the consumer on Events hands out for it; those before come through the inbox.
+    None for a moment when a claim is added."""
+    copied: bool = True
+    """Whether those before are in the inbox."""
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -166,7 +168,7 @@ class Shape(msgspec.Struct, frozen=True):
 
     @property
     def pending(self) -> bool:
-        return any(held.direct is None for held in self.claims)
+        return not all(held.copied for held in self.claims)
 
     def wants(self, subject: str, position: int) -> bool:
         return any(held.claim.wants(subject, position) for held in self.claims)

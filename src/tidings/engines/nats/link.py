@@ -156,11 +156,7 @@ class Link:
         self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, reply: str = ""
     ) -> None:
         """Send now or raise `Disconnected`. Raises `TooLarge` for what would make the server hang up."""
-        connection = self._connection
-        if self._closed:
-            raise Closed("the engine was closed")
-        if connection is None or not connection.alive:
-            raise Disconnected(self._nobody())
+        connection = self._usable()
         size = len(body) + (sum(len(k) + len(v.encode()) + 4 for k, v in headers.items()) + 12 if headers else 0)
         if size > connection.max_payload:
             raise TooLarge(size, connection.max_payload)
@@ -243,11 +239,7 @@ class Link:
 
     async def flush(self) -> None:
         """Returns when the server has read all that was sent before. Raises `Disconnected`."""
-        connection = self._connection
-        if self._closed:
-            raise Closed("the engine was closed")
-        if connection is None or not connection.alive:
-            raise Disconnected(self._nobody())
+        connection = self._usable()
         lost = asyncio.ensure_future(self._down.wait())
         ping = asyncio.ensure_future(connection.ping())
         try:
@@ -272,6 +264,15 @@ class Link:
             log.debug("%s", error)
         else:
             log.error("unexpected error", exc_info=error)
+
+    def _usable(self) -> CoreConnection:
+        connection = self._connection
+        if self._closed:
+            raise Closed("the engine was closed")
+        if connection is None or not connection.alive:
+            self._down.set()
+            raise Disconnected(self._nobody())
+        return connection
 
     def _expect(self, subject: str, arrived: Callable[[Frame | Exception], None]) -> str:
         token = str(next(self._tokens))
@@ -301,7 +302,9 @@ class Link:
         while True:
             try:
                 await self._connect()
-            except EngineUnavailable as error:
+            except Exception as error:
+                if not isinstance(error, EngineError):
+                    log.exception("where the servers are could not be found out")
                 self.last_problem = str(error)
                 log.debug("not connected: %s", error)
                 pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 from ...engine import Headers, Reply, Responder, Signal
 from ...errors import Closed, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
-from ...subjects import check_subject
-from .connection import Frame
+from ...subjects import check_subject, matches, normalise
+from .connection import Frame, OnFrame
 from .link import Disconnected, Link
 from .wire import check_headers, clean
 
@@ -23,8 +23,9 @@ _KEPT: Final = 10_000
 
 
 class Live:
-    def __init__(self, link: Link, timeout: float) -> None:
+    def __init__(self, link: Link, timeout: float, limit: Callable[[], int]) -> None:
         self._link = link
+        self._limit = limit
         self._timeout = timeout
         self._listeners: set[_Ear] = set()
 
@@ -50,13 +51,15 @@ class Live:
     async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal]]:
         """See `Engine.listen`."""
         await self._link.ready(self._timeout)
-        ear = _Ear()
+        filters = normalise(list(channels))
+        ear = _Ear(filters)
         self._listeners.add(ear)
-        subscriptions = [await self._link.subscribe(channel, ear.hear) for channel in dict.fromkeys(channels)]
+        subscriptions = [await self._link.subscribe(filter, ear.hears(filter)) for filter in filters]
         try:
             await self._link.flush()
-            yield ear.signals()
+            yield ear
         finally:
+            ear.end(StopAsyncIteration())
             self._listeners.discard(ear)
             for subscription in subscriptions:
                 await subscription.close()
@@ -102,7 +105,7 @@ class Live:
 
     def close(self) -> None:
         for ear in self._listeners:
-            ear.end()
+            ear.end(Closed("the engine was closed"))
 
     async def _answer(self, frame: Frame, responder: Responder) -> None:
         try:
@@ -116,32 +119,43 @@ class Live:
 
     def _fits(self, subject: str, body: bytes, headers: Headers) -> None:
         size = len(subject) + len(body) + sum(len(name) + len(value) + 4 for name, value in headers.items())
-        limit = self._link.max_payload - 1024
-        if size > limit:
-            raise TooLarge(size, limit)
+        if size > self._limit():
+            raise TooLarge(size, self._limit())
 
 
 class _Ear:
-    def __init__(self) -> None:
+    def __init__(self, filters: Sequence[str]) -> None:
+        self._filters = filters
         self._kept: deque[Signal] = deque(maxlen=_KEPT)
         self._heard = asyncio.Event()
-        self._ended = False
+        self._ended: Exception | None = None
 
-    def hear(self, frame: Frame) -> None:
+    def hears(self, filter: str) -> OnFrame:
+        def hear(frame: Frame) -> None:
+            # Each filter that matches brings its own copy: the first one counts.
+            if next(other for other in self._filters if matches(other, frame.subject)) == filter:
+                self._keep(frame)
+
+        return hear
+
+    def _keep(self, frame: Frame) -> None:
         if len(self._kept) == _KEPT:
             log.warning("a listener is too slow for %s: its oldest signal is dropped", frame.subject)
         self._kept.append(Signal(frame.subject, frame.body, clean(frame.headers)))
         self._heard.set()
 
-    def end(self) -> None:
-        self._ended = True
+    def end(self, how: Exception) -> None:
+        self._ended = self._ended or how
         self._heard.set()
 
-    async def signals(self) -> AsyncIterator[Signal]:
-        while True:
-            while self._kept:
-                yield self._kept.popleft()
+    def __aiter__(self) -> _Ear:
+        return self
+
+    async def __anext__(self) -> Signal:
+        # No generator: one that is cancelled while it waits would be over for good.
+        while not self._kept:
             if self._ended:
-                raise Closed("the engine was closed")
+                raise self._ended
             self._heard.clear()
             await self._heard.wait()
+        return self._kept.popleft()

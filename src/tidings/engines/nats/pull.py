@@ -60,7 +60,7 @@ class Puller:
         }
         self._shape: Shape | None = None
         self._buffer: deque[Delivery] = deque()
-        self._held: dict[str, tuple[Delivery, float]] = {}
+        self._held: dict[tuple[int, int], tuple[Delivery, float]] = {}
         self._doubtful: list[Frame] = []
         self._changed = asyncio.Event()
         self._subscriptions: list[Subscription] = []
@@ -91,6 +91,7 @@ class Puller:
             except Disconnected:
                 if left <= 0:
                     raise
+                await asyncio.sleep(0.01)
                 continue
             asked = True
             # With `wait` 0 the server answers at once; should it not, it is gone.
@@ -99,6 +100,8 @@ class Puller:
                     await changed.wait()
             if left <= 0 and not changed.is_set():
                 raise EngineUnavailable(f"{self._link.server} does not answer a pull for group {self._group}")
+        if self._closed:
+            raise Closed("the engine was closed")
         return []
 
     async def stop(self) -> None:
@@ -125,12 +128,13 @@ class Puller:
         with contextlib.suppress(EngineUnavailable):
             await self.stop()
             now = self._clock.monotonic()
-            await self._hand_back([reply for reply, (held, _) in self._held.items() if held.deadline > now])
+            await self._hand_back([held.token.reply for held, _ in self._held.values() if held.deadline > now])
         self.abandon()
 
     def abandon(self) -> None:
         """Stop without a word to the server."""
         self._closed = True
+        self._stops += 1
         self._held.clear()
         self._buffer.clear()
         if self._keeper is not None:
@@ -138,7 +142,9 @@ class Puller:
         self.ring()
 
     def settled(self, delivery: Delivery) -> None:
-        self._held.pop(delivery.token.reply, None)
+        held = self._held.get(_key(delivery))
+        if held is not None and held[0] is delivery:
+            del self._held[_key(delivery)]
 
     def ring(self) -> None:
         """Something has changed: let every waiting pull look again."""
@@ -199,20 +205,26 @@ class Puller:
             origin = origin_of(frame)
             entry = original(position, origin, frame.headers, frame.body)
             token = Token(frame.reply, came.position, origin.reference)
-            self._buffer.append(self._delivery(entry, came.deliveries, token))
+            self._admit(entry, came.deliveries, token)
         elif self._shape.verdict(frame.subject, came.position):
             entry = Entry(came.position, frame.subject, came.time, clean(frame.headers), frame.body)
-            self._buffer.append(self._delivery(entry, came.deliveries, Token(frame.reply, 0)))
+            self._admit(entry, came.deliveries, Token(frame.reply, 0))
         else:
             # Somebody may have added a claim since we looked: never acknowledge on old knowledge.
             self._doubtful.append(frame)
             if len(self._doubtful) == 1:
                 self._link.spawn(self._resolve())
 
-    def _delivery(self, entry: Entry, deliveries: int, token: Token) -> Delivery:
+    def _admit(self, entry: Entry, deliveries: int, token: Token) -> None:
         assert self._shape is not None
-        deadline = self._clock.monotonic() + self._shape.lease * SAFE
-        return Delivery(entry, self._group, deliveries, 0, deadline, token)
+        now = self._clock.monotonic()
+        delivery = Delivery(entry, self._group, deliveries, 0, now + self._shape.lease * SAFE, token)
+        held = self._held.get(_key(delivery))
+        if held is not None and held[0].deadline > now:
+            # A server that was killed has forgotten that it had handed this out: it is still in our hands.
+            held[0].token.reply, held[0].deadline = token.reply, delivery.deadline
+        else:
+            self._buffer.append(delivery)
 
     async def _resolve(self) -> None:
         """Decide about entries that the group did not want as far as was known here."""
@@ -224,7 +236,7 @@ class Puller:
                 verdict = shape.verdict(frame.subject, came.position)
                 if verdict:
                     entry = Entry(came.position, frame.subject, came.time, clean(frame.headers), frame.body)
-                    self._buffer.append(self._delivery(entry, came.deliveries, Token(frame.reply, 0)))
+                    self._admit(entry, came.deliveries, Token(frame.reply, 0))
                 else:
                     # Not wanted, or handed over through the inbox; while that is being prepared, it comes again.
                     await self._link.publish(frame.reply, b"+ACK" if verdict is False else _SOON)
@@ -241,14 +253,16 @@ class Puller:
             delivery = self._buffer.popleft()
             if delivery.deadline > now:
                 taken.append(delivery)
+        since = self._clock.time()
+        self._held.update((_key(delivery), (delivery, since)) for delivery in taken)
         try:
             await self._complete([delivery for delivery in taken if delivery.deliveries > 1])
-            taken = await self._with_bodies(taken)
+            await self._fetch_bodies([delivery for delivery in taken if delivery.token.reference])
         except BaseException:
+            for delivery in taken:
+                self.settled(delivery)
             self._buffer.extendleft(reversed(taken))
             raise
-        since = self._clock.time()
-        self._held.update((delivery.token.reply, (delivery, since)) for delivery in taken)
         return taken
 
     async def _complete(self, deliveries: list[Delivery]) -> None:
@@ -261,13 +275,11 @@ class Puller:
             if frame is not None and frame.body:
                 delivery.attempts = msgspec.json.decode(frame.body, type=Attempts).attempts
 
-    async def _with_bodies(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Fetch the bodies that were too large to travel through the inbox."""
+    async def _fetch_bodies(self, deliveries: list[Delivery]) -> None:
+        """Those that were too large to travel through the inbox stand in the log."""
         for delivery in deliveries:
-            if delivery.token.reference:
-                delivery.entry = await self._groups.logged(delivery.entry)
-                delivery.token.reference = False
-        return deliveries
+            delivery.entry = await self._groups.logged(delivery.entry)
+            delivery.token.reference = False
 
     async def _keep(self) -> None:
         """Renew the leases of what waits here for a `pull`, and forget what was held too long."""
@@ -275,9 +287,7 @@ class Puller:
             assert self._shape is not None
             await asyncio.sleep(min(self._shape.lease / 3, 10.0))
             now = self._clock.monotonic()
-            self._held = {
-                reply: held for reply, held in self._held.items() if held[0].deadline + self._shape.lease > now
-            }
+            self._held = {key: held for key, held in self._held.items() if held[0].deadline + self._shape.lease > now}
             self._buffer = deque(delivery for delivery in self._buffer if delivery.deadline > now)
             with contextlib.suppress(EngineUnavailable):
                 for delivery in list(self._buffer):
@@ -300,6 +310,11 @@ class Puller:
             since = self._clock.time()
         holding = Holding(f"{platform.node()}:{os.getpid()}", len(mine) + len(self._buffer), since)
         self._link.spawn(self._link.publish(frame.reply, msgspec.json.encode(holding)))
+
+
+def _key(delivery: Delivery) -> tuple[int, int]:
+    """One message of one of the two consumers."""
+    return delivery.token.inbox, delivery.entry.position
 
 
 def nak(delay: float) -> bytes:

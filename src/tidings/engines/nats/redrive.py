@@ -114,7 +114,7 @@ class Graveyard:
             if error.code != WRONG_SEQUENCE:
                 raise
             if len(buried) == 1:
-                return 0
+                return await self._move_without_inbox(buried[0])
             half = len(buried) // 2
             return await self._move(buried[:half]) + await self._move(buried[half:])
         if last:
@@ -123,6 +123,13 @@ class Graveyard:
                 *(self._js.purge(self._layout.control, self._dead(one), below=last + 1) for one in buried)
             )
         return len(buried)
+
+    async def _move_without_inbox(self, one: Buried) -> int:
+        """The inbox message it died from may have been tidied away; nobody can have put it back then."""
+        group, position = one.letter.group, one.letter.entry.position
+        if one.inbox == 0 or await self._js.message(self._layout.control, self._layout.inbox(group, position)):
+            return 0
+        return await self._move([msgspec.structs.replace(one, inbox=0)])
 
     async def _batch(self, buried: list[Buried]) -> int:
         """Store inbox messages and tombstones together; returns the last sequence, or 0 when an earlier try did it."""

@@ -37,9 +37,7 @@ class Settler:
             try:
                 await self._link.ready(left)
                 async with asyncio.timeout(max(left / 2, 0.1)):
-                    await self._once([outcome for outcome in outcomes if self._ours(outcome.delivery)])
-                for outcome in outcomes:
-                    self._settled(outcome.delivery)
+                    await self._once(self._valid(outcomes))
                 return
             except Disconnected as error:
                 why = str(error)
@@ -63,9 +61,17 @@ class Settler:
         for delivery in ours:
             delivery.deadline = now + lease(delivery.group) * SAFE
 
+    def _valid(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """The first word on each delivery that is still ours."""
+        first: dict[str, Outcome] = {}
+        for outcome in outcomes:
+            if self._ours(outcome.delivery):
+                first.setdefault(outcome.delivery.token.reply, outcome)
+        return list(first.values())
+
     def _ours(self, delivery: Delivery) -> bool:
         # After the deadline it may be somebody else's, and an acknowledgement of ours would count for theirs.
-        return self._clock.monotonic() < delivery.deadline
+        return not delivery.token.settled and self._clock.monotonic() < delivery.deadline
 
     async def _once(self, outcomes: list[Outcome]) -> None:
         writes = [
@@ -91,6 +97,10 @@ class Settler:
             if id(outcome) not in failed:
                 await self._acknowledge(outcome, id(outcome) in gone)
         await self._link.flush()
+        for outcome in outcomes:
+            if id(outcome) not in failed:
+                outcome.delivery.token.settled = True
+                self._settled(outcome.delivery)
         if failed:
             raise next(iter(failed.values()))
 

@@ -52,7 +52,7 @@ async def locked(js: JetStream, layout: Layout) -> AsyncIterator[None]:
 
 async def _check_server(js: JetStream) -> None:
     try:
-        info = await js.call("INFO", timeout=min(5.0, js.timeout))
+        info = await js.call("INFO", timeout=min(3.0, js.timeout))
     except Denied:
         return
     except ApiError as error:

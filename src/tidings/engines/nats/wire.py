@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from ...engine import DeadLetter, Delivery, Entry, Failure, Headers, Outgoing, Reason
 from ...errors import InvalidMessage, TooLarge
@@ -135,6 +136,7 @@ class Token(msgspec.Struct, eq=False):
     """Sequence of the inbox message it was delivered from; 0 for the log itself."""
     reference: bool = False
     """Body and headers have still to be read from the log."""
+    settled: bool = False
 
 
 def direct_entry(frame: Frame) -> Entry:
@@ -159,7 +161,7 @@ def copied(entry: Entry, origin: Origin, room: int) -> tuple[bytes, dict[str, st
     text = _ascii(origin)
     size = sum(len(name) + len(value) + 4 for name, value in safe.items()) + len(text) + 512
     if size > MAX_HEADERS + _ROOM or size + len(entry.body) > room:
-        origin = msgspec.structs.replace(origin, odd={}, reference=True)
+        origin = replace(origin, odd={}, reference=True)
         return b"", {ORIGIN: _ascii(origin)}
     return entry.body, safe | {ORIGIN: text}
 
@@ -185,23 +187,22 @@ def dead_letter(group: str, entry: Entry, death: Death) -> DeadLetter:
 
 def shortened(failure: Failure, room: int = _ROOM - 2048) -> Failure:
     """The failure within `room` bytes of JSON: the traceback keeps its end, which says most."""
-    message = failure.message[:1000]
+    short = replace(
+        failure,
+        error=failure.error[:200],
+        message=failure.message[:1000],
+        traceback="",
+        handler=failure.handler[:200],
+        host=failure.host[:200],
+        version=failure.version[:200],
+    )
+    if len(_ascii(short)) > room:  # text of which each character takes six or twelve bytes
+        short = replace(short, **{name: getattr(short, name)[:100] for name in ("error", "message", "handler", "host")})
     trace = failure.traceback
-    while len(_ascii(short := msgspec.structs.replace(failure, message=message, traceback=trace))) > room:
-        if not trace:
-            message = message[: len(message) // 2]
-            short = msgspec.structs.replace(
-                short,
-                error=failure.error[:200],
-                handler=failure.handler[:200],
-                host=failure.host[:200],
-                version=failure.version[:200],
-            )
-            failure = short
-            continue
+    while len(_ascii(full := replace(short, traceback=trace))) > room:
         keep = len(trace) * 3 // 4
         trace = f"...\n{trace[-keep:]}" if keep > 100 else ""
-    return short
+    return full
 
 
 def _ascii(value: Any) -> str:

@@ -14,9 +14,10 @@ from importlib import resources
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from tidings.errors import ConfigError, MissingExtra
 from tidings.sql.database import Database, Source
@@ -89,17 +90,25 @@ class Migrations:
             yield self._given
             return
         assert self._url is not None
-        try:
-            engine = create_async_engine(self._url)
-        except ModuleNotFoundError as error:
-            extra = "postgres" if self._dialect() == "postgresql" else "sql"
-            raise MissingExtra(f"the driver of {masked(self._url)} ({error.name})", extra) from error
-        except SQLAlchemyError as error:
-            raise ConfigError(f"{masked(self._url)} is no URL for an async engine: {error}") from error
+        engine = self._engine(self._url)
         try:
             yield Database(engine)
         finally:
-            await engine.dispose()
+            if isinstance(engine, AsyncEngine):
+                await engine.dispose()
+            else:
+                engine.dispose()
+
+    def _engine(self, url: str) -> AsyncEngine | Engine:
+        try:
+            if self._dialect() == "sqlite":
+                # A thread of aiosqlite that could not open its file may outlive the loop of a short command.
+                return create_engine(make_url(url).set(drivername="sqlite"), poolclass=NullPool)
+            return create_async_engine(url, poolclass=NullPool)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(f"the driver of {masked(url)} ({error.name})", "postgres") from error
+        except SQLAlchemyError as error:
+            raise ConfigError(f"{masked(url)} is no URL for an async engine: {error}") from error
 
     def _status(self, connection: Connection) -> Status:
         applied = self._applied(connection)

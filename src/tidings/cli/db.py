@@ -1,0 +1,77 @@
+"""`db`: the framework's tables in the user's database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import DatabaseBehind
+from . import options, output
+from .session import run
+
+if TYPE_CHECKING:
+    from ..sql import Migrations
+
+_database = click.option("--database-url", metavar="URL", help="sqlite:///FILE, postgresql://… [TIDINGS_DATABASE_URL]")
+
+
+@click.group()
+@options.common
+def db() -> None:
+    """Look after the framework's tables (inbox and outbox) in your database."""
+
+
+def _migrations(given: str | None) -> tuple[Migrations, str]:
+    url = given or options.settings().database_url
+    if not url:
+        raise click.UsageError("which database? Give --database-url or set TIDINGS_DATABASE_URL")
+    from ..sql import Migrations, masked
+
+    return Migrations(url), masked(url)
+
+
+@db.command()
+@_database
+@options.as_json
+@options.common
+def status(database_url: str | None, as_json: bool) -> None:
+    """Say whether the tables are as this version needs them; exit code 1 if not."""
+    migrations, shown = _migrations(database_url)
+    found = run(migrations.status())
+    if as_json:
+        output.put_json({"database": shown, "applied": list(found.applied), "pending": list(found.pending)})
+    else:
+        for name in found.applied:
+            output.put(f"applied  {name}")
+        for name in found.pending:
+            output.put(f"pending  {name}")
+    if found.pending:
+        raise DatabaseBehind(f"{shown} is behind by {len(found.pending)}. Run: tidings db upgrade")
+
+
+@db.command()
+@_database
+@options.as_json
+@options.common
+def upgrade(database_url: str | None, as_json: bool) -> None:
+    """Make or change the tables; safe to repeat, and from several processes at once."""
+    migrations, shown = _migrations(database_url)
+    done = run(migrations.upgrade())
+    if as_json:
+        output.put_json({"database": shown, "applied": done})
+        return
+    for name in done:
+        output.put(f"applied  {name}")
+    output.say(f"{shown} is up to date")
+
+
+@db.command()
+@_database
+@click.option("--dialect", type=click.Choice(["postgresql", "sqlite"]), help="[that of the database]")
+@options.common
+def sql(database_url: str | None, dialect: str | None) -> None:
+    """Print the SQL of all tables, for who applies it by hand."""
+    if dialect and not (database_url or options.settings().database_url):
+        database_url = f"{dialect}:///unused"
+    click.echo(_migrations(database_url)[0].sql(dialect))

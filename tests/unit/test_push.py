@@ -1,0 +1,235 @@
+"""The push hub on the memory engine: one reader of the log, many browsers, no gaps."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Route
+
+import tidings
+from tidings import push
+from tidings.clock import SystemClock
+from tidings.engine import Entry, Outgoing
+from tidings.engines.memory import MemoryEngine, MemoryStore
+from tidings.errors import EngineError
+from tidings.push import Hub, Reader
+from tidings.testing import TestBus
+from todo_app import pushed, served
+
+T = TypeVar("T")
+FILTERS = ["events.seen.>"]
+
+
+async def soon(waiting: Awaitable[T]) -> T:
+    async with asyncio.timeout(10):
+        return await waiting
+
+
+class World:
+    """An engine, and a hub on it."""
+
+    def __init__(self, engine: MemoryEngine) -> None:
+        self.engine = engine
+        self.hub = Hub(engine, FILTERS)
+        self._count = 0
+
+    async def publish(self, count: int = 1, subject: str = "events.seen.x") -> list[str]:
+        """Store some events; returns their bodies."""
+        bodies = [str(self._count + n) for n in range(count)]
+        self._count += count
+        await self.engine.publish([Outgoing(subject, body.encode(), {}, f"{subject} {body}") for body in bodies])
+        return bodies
+
+    async def take(self, reader: Reader, count: int) -> list[str]:
+        """The next entries of a browser, as its stream would send them."""
+        async with aclosing(self.hub.entries(reader)) as entries:
+            return [(await soon(anext(entries))).body.decode() for _ in range(count)]
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    engine = MemoryEngine(MemoryStore(SystemClock()))
+    await engine.open()
+    made = World(engine)
+    yield made
+    await made.hub.close()
+    await engine.close()
+
+
+async def test_each_browser_gets_everything_behind_its_place(world: World) -> None:
+    """Browsers that join at different times each get what came after them, once and in order, and no other subject."""
+    await world.publish(3)
+    first, _ = await world.hub.join()
+    one = await world.publish(2)
+    await world.publish(2, "events.other.x")
+    second, _ = await world.hub.join()
+    two = await world.publish(2)
+    assert await world.take(first, 4) == one + two
+    assert await world.take(second, 2) == two
+
+
+async def test_a_slow_browser_reads_from_the_log_what_is_not_kept(world: World) -> None:
+    """More events than the hub keeps come to a browser that took none of them: none is missing, none comes twice."""
+    reader, _ = await world.hub.join()
+    fast, _ = await world.hub.join()
+    count = 3 * push.KEPT
+    bodies = await world.publish(count)
+    assert await world.take(fast, count) == bodies
+    assert len(world.hub._kept) == push.KEPT
+    late = await world.publish(5)
+    assert await world.take(reader, count + 5) == bodies + late
+
+
+async def test_joining_while_events_come_misses_none(world: World) -> None:
+    """Wherever a browser joins in a running stream of events, it gets exactly those behind the place it was told."""
+    bodies: list[str] = []
+
+    async def publishing() -> None:
+        for _ in range(200):
+            bodies.extend(await world.publish())
+            await asyncio.sleep(0)
+
+    async def joining() -> None:
+        reader, _ = await world.hub.join()
+        place = reader.position
+        found = await world.take(reader, 200 - place)
+        assert found == bodies[place:]
+
+    async def one_after_the_other() -> list[asyncio.Task[None]]:
+        tasks = []
+        for _ in range(40):
+            tasks.append(asyncio.create_task(joining()))
+            await asyncio.sleep(0)
+        return tasks
+
+    _, tasks = await asyncio.gather(publishing(), one_after_the_other())
+    await soon(asyncio.gather(*tasks))
+
+
+async def test_a_browser_that_never_began_is_forgotten(world: World) -> None:
+    """A stream that is given up before its first byte leaves nothing behind."""
+    await world.hub.join()
+    gc.collect()
+    assert len(world.hub._readers) == 0
+
+
+async def test_closing_ends_the_streams(world: World) -> None:
+    """A process that stops ends its streams, so that the browsers go elsewhere."""
+    reader, _ = await world.hub.join()
+    stream = asyncio.create_task(everything(world.hub, reader))
+    await world.publish()
+    await world.hub.close()
+    assert len(await soon(stream)) <= 1
+
+
+async def test_without_the_engine_streams_end_and_none_begins(world: World) -> None:
+    """When the engine is closed, open streams end and joining raises what the endpoint answers 503 to."""
+    reader, _ = await world.hub.join()
+    stream = asyncio.create_task(everything(world.hub, reader))
+    await asyncio.sleep(0)
+    await world.engine.close()
+    assert await soon(stream) == []
+    with pytest.raises(EngineError):
+        await world.hub.join()
+
+
+async def everything(hub: Hub, reader: Reader) -> list[Entry]:
+    return [entry async for entry in hub.entries(reader)]
+
+
+class Stumbling(MemoryEngine):
+    """An engine that fails once in a way nobody expects."""
+
+    stumbles = True
+
+    async def read(self, filters: Sequence[str], after: int, limit: int, wait: float = 0.0) -> list[Entry]:
+        if wait and self.stumbles:
+            self.stumbles = False
+            raise ZeroDivisionError
+        return await super().read(filters, after, limit, wait)
+
+
+async def test_an_error_of_our_own_ends_the_streams_and_the_next_browser_begins_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No browser hangs on a hub that reads no more: it is sent away, and finds a working one when it comes back."""
+    engine = Stumbling(MemoryStore(SystemClock()))
+    await engine.open()
+    world = World(engine)
+    reader, _ = await world.hub.join()
+    assert await soon(everything(world.hub, reader)) == []
+    again, _ = await world.hub.join()
+    bodies = await world.publish(2)
+    assert await world.take(again, 2) == bodies
+    assert "push itself failed" in caplog.text
+    await world.hub.close()
+    await engine.close()
+
+
+async def test_all_processes_give_the_log_one_name(world: World) -> None:
+    """Hubs that start together agree on the log's name; another log has another one."""
+    hubs = [Hub(world.engine, FILTERS) for _ in range(5)]
+    await asyncio.gather(*(hub.join() for hub in hubs))
+    assert len({hub.log_id for hub in hubs}) == 1
+    other = MemoryEngine(MemoryStore(SystemClock()))
+    await other.open()
+    assert await push.log_id(other) != hubs[0].log_id
+    for hub in hubs:
+        await hub.close()
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "position"),
+    [
+        ("a1-5", 5),
+        ("a1-3", 3),
+        ("a1-9", 9),
+        ("a1-2", None),
+        ("a1-10", None),
+        ("b2-5", None),
+        ("5", None),
+        ("a1-", None),
+        ("a1--5", None),
+        ("a1-٥", None),
+        ("a1-" + "9" * 30, None),
+    ],
+)
+async def test_a_place_is_resumed_only_if_everything_behind_it_is_stored(
+    world: World, given: str, position: int | None
+) -> None:
+    """Positions of this log from the oldest stored (behind 3) to its end (9) resume; everything else does not."""
+    world.hub.log_id = "a1"
+    assert push.position_of(given, world.hub, 3, 9) == position
+
+
+class Note(tidings.Event, subject="events.note"):
+    owner: str
+
+
+async def test_each_browser_sees_only_what_is_visible_to_it() -> None:
+    """`visible` decides for each request; an event it fails on, or that is no such event, is shown to nobody."""
+    bus = tidings.Bus("notes", url="memory:")
+
+    def visible(message: tidings.Message, request: Request) -> bool:
+        assert message.data.owner != "nobody"
+        return bool(message.data.owner == request.query_params["user"])
+
+    app = Starlette(routes=[Route("/push", bus.push(Note, visible=visible))])
+    async with TestBus(bus), served(app) as url, httpx.AsyncClient(base_url=url, params={"user": "ada"}) as client:
+        async with pushed(client) as stream:
+            assert (await stream.next()).name == "ready"
+            for owner in ("bob", "nobody", "ada"):
+                await bus.publish(Note(owner=owner))
+            await bus.publish("events.note", {"owner": 5})
+            await bus.publish(Note(owner="ada"))
+            events = [await stream.next(), await stream.next()]
+    assert [event.data["data"] for event in events] == [{"owner": "ada"}] * 2
