@@ -1,0 +1,108 @@
+"""What README.md shows is typed here as it stands, and the output is compared."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo_system import clean_environment
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCK = re.compile(r"<!-- (?P<what>[^\n]*?) -->\n```\w+\n(?P<text>.*?)```", re.DOTALL)
+
+
+@dataclass
+class Command:
+    typed: str
+    shown: str
+    runs_on: bool = False
+    """It is interrupted once it has printed as many lines as are shown."""
+
+
+def test_the_examples_run_and_print_what_is_shown(tmp_path: Path) -> None:
+    """Each file of the README is written and each of its commands run, in an empty project; the output is as shown."""
+    (tmp_path / "pyproject.toml").touch()
+    environment = {
+        **clean_environment(),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "200",
+    }
+    ran = 0
+    for step in steps(README.read_text(encoding="utf-8")):
+        if isinstance(step, Command):
+            printed = run(step, tmp_path, environment)
+            if step.runs_on:
+                printed = in_the_order_of(step.shown, printed)
+            assert re.search(pattern(step.shown), printed), f"$ {step.typed}\nshown:\n{step.shown}\nprinted:\n{printed}"
+            ran += 1
+        else:
+            name, text = step
+            (tmp_path / name).write_text(text, encoding="utf-8")
+    assert ran >= 5
+
+
+def steps(text: str) -> Iterator[Command | tuple[str, str]]:
+    """Files to write and commands to run, in the order of the page."""
+    for block in BLOCK.finditer(text):
+        what, body = block["what"], block["text"]
+        if what.startswith("file: "):
+            yield what.removeprefix("file: "), body
+        elif what.startswith("run"):
+            for typed, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", body, re.MULTILINE):
+                yield Command(typed, shown, runs_on="Ctrl-C" in what)
+
+
+def run(command: Command, folder: Path, environment: dict[str, str]) -> str:
+    """What the command prints to stdout; it must end with 0."""
+    process = subprocess.Popen(
+        shlex.split(command.typed),
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        if not command.runs_on:
+            out, err = process.communicate(timeout=60)
+        else:
+            out = read_lines(process, len(command.shown.splitlines()))
+            process.send_signal(signal.SIGINT)
+            rest, err = process.communicate(timeout=60)
+            out += rest
+        assert process.returncode == 0, f"$ {command.typed}\n{out}\n{err}"
+        return out
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def read_lines(process: subprocess.Popen[str], count: int) -> str:
+    assert process.stdout is not None
+    out = ""
+    for _ in range(count):
+        line = process.stdout.readline()
+        assert line, f"it ended by itself:\n{out}"
+        out += line
+    return out
+
+
+def in_the_order_of(shown: str, printed: str) -> str:
+    """Handlers run side by side: which of two prints first is not promised."""
+    order = {line: place for place, line in enumerate(shown.splitlines())}
+    return "\n".join(sorted(printed.splitlines(), key=lambda line: order.get(line, len(order)))) + "\n"
+
+
+def pattern(shown: str) -> str:
+    """A regular expression for what is shown; `…` stands for anything in a line."""
+    lines = [".*".join(re.escape(part) for part in line.split("…")) for line in shown.splitlines()]
+    return "^" + "\n".join(rf"{line}\s*?" for line in lines)
