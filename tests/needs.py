@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -23,7 +26,7 @@ class Need:
     remedy: str
     """What to type to get it."""
     find: Callable[[], str | None]
-    """The path of the program, or None."""
+    """Where it was found, or None."""
 
     def notice(self, count: int | None = None) -> str:
         tests = f"{self.marker} tests" if count is None else f"{count} {self.marker} test{'s' * (count != 1)}"
@@ -37,7 +40,22 @@ def chromium() -> str | None:
     return next((found for name in candidates if (found := shutil.which(name))), None)
 
 
-NEEDS = (Need("browser", "no chromium", "apt-get install chromium, or set TIDINGS_CHROMIUM", chromium),)
+@cache
+def may_mount() -> str | None:
+    """The folder in which a mount was tried and worked, for tests that fill a small disk or cut the power of one."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/loop-control") or shutil.which("mkfs.ext4") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], stderr=subprocess.DEVNULL).returncode:
+            return None
+        subprocess.run(["umount", folder], check=True)
+        return folder
+
+
+NEEDS = (
+    Need("browser", "no chromium", "apt-get install chromium, or set TIDINGS_CHROMIUM", chromium),
+    Need("mount", "no right to mount", "run as root, with loop devices and mkfs.ext4", may_mount),
+)
 
 
 def missing() -> list[Need]:

@@ -31,8 +31,9 @@ class App:
 
     def __init__(self, place: Place, *, sync: bool = False, pool: dict[str, Any] | None = None, **options: Any) -> None:
         self.place = place
-        self.engine: Any = place.sync_engine(**pool or {}) if sync else place.engine(**pool or {})
-        self.sessions: Any = sessionmaker(self.engine) if sync else async_sessionmaker(self.engine)
+        self.engine: Any = (place.sync_engine if sync else place.engine)(**pool or {})
+        maker: Any = sessionmaker if sync else async_sessionmaker
+        self.sessions: Any = maker(self.engine)
         self.units = SqlUnits(self.sessions, **options)
 
     @classmethod

@@ -56,4 +56,4 @@ async def create_tables() -> None:
     async with engine.begin() as connection:
         if engine.dialect.name == "postgresql":  # where IF NOT EXISTS does not wait for others who just create it
             await connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(Item.__tablename__))))
-        await connection.execute(CreateTable(Item.__table__, if_not_exists=True))
+        await connection.execute(CreateTable(Base.metadata.tables[Item.__tablename__], if_not_exists=True))

@@ -11,7 +11,7 @@ import tidings
 LONGEST = 256
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST, pattern=r"^[^\x00]*\Z")]
-"""The text of an item. A message with another one, from whatever client, becomes a dead letter: databases refuse NUL."""
+"""The text of an item; databases refuse NUL. A message with another one, from whatever client, is a dead letter."""
 
 
 class NewItem(tidings.Event, subject="events.todo.newitem"):

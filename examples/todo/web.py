@@ -28,8 +28,8 @@ from .handlers import bus
 log = logging.getLogger("todo.web")
 
 HERE = Path(__file__).parent
-LARGEST_BODY = 16 * 1024  # 256 characters, each escaped twice as \uXXXX, and room for fields we do not know
-MOST_FORGOTTEN = 4 * 1024 * 1024
+LARGEST_BODY = 16 * 1024  # bytes: 256 characters, each two times \uXXXX, and room for fields we do not know
+MOST_FORGOTTEN = 4 * 1024 * 1024  # bytes, see AtOnce
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

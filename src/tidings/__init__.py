@@ -38,6 +38,7 @@ from .events import Event, Request, event, request
 from .message import Message
 from .publisher import Receipt
 from .retry import NEVER, Outcome, Reject, RetryLater, RetryPolicy
+from .schedule import Tick
 from .settings import Settings
 from .version import __version__
 
@@ -70,6 +71,7 @@ __all__ = [
     "RetryPolicy",
     "Settings",
     "StoreFull",
+    "Tick",
     "TidingsError",
     "TooLarge",
     "Unconfirmed",

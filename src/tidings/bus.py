@@ -21,7 +21,8 @@ from .publisher import Receipt
 from .registry import Handler, HandlerOptions, Provider, Registry, Start, filters_of
 from .retry import RetryPolicy
 from .running import Running
-from .settings import Settings, load
+from .schedule import CatchUp, Schedule, Timing
+from .settings import Settings, load, override
 from .subjects import check_filter, check_subject, matches
 from .sync import SyncPublisher
 
@@ -66,7 +67,8 @@ class Bus:
         self.registry = Registry(self.roots)
         self.clock: Clock = SystemClock()
         self._given: dict[str, Any] = {"url": url, "namespace": namespace}
-        self._settings = settings
+        self._base = settings
+        self._settings: Settings | None = None
         self.sessions = [maker for maker in (sessions, sync_sessions) if maker is not None]
         self.starters: list[Callable[[], Awaitable[object]]] = []
         self._pushed: list[str] = []
@@ -80,13 +82,14 @@ class Bus:
     def settings(self) -> Settings:
         """The settings in force; read from the environment and pyproject.toml at first use."""
         if self._settings is None:
-            self._settings = load(**self._given)
+            self._settings = load(**self._given) if self._base is None else override(self._base, **self._given)
         return self._settings
 
     def configure(self, **settings: Any) -> None:
         """Override settings from a command line before the bus connects; None leaves one as it is."""
         self._given.update({name: value for name, value in settings.items() if value is not None})
-        self._settings = load(**self._given)
+        self._settings = None
+        _ = self.settings  # a mistake raises here
 
     # --- handlers -------------------------------------------------------------------------------------------------
 
@@ -109,6 +112,51 @@ class Bus:
 
         def decorate(function: F) -> F:
             self.registry.add_handler(Handler(function, what, options))
+            return function
+
+        return decorate
+
+    def every(
+        self,
+        interval: str | float,
+        *,
+        group: str,
+        catch_up: CatchUp = "latest",
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+    ) -> Callable[[F], F]:
+        """Run a function every `5m` (or so many seconds), once per due time over all processes.
+
+        The function is a handler: it takes what handlers take, or a `Tick` that says what it runs for, and the events
+        it returns are published. `group` names the schedule and is part of what is stored. The first run comes one
+        interval after the first worker has started; restarts change nothing about that. Due times that passed while
+        no worker ran: `catch_up="latest"` makes up for the last one, `"all"` for each, `"none"` for none that is more
+        than a minute late. Runs of one process do not overlap, those of several may if one takes longer than the
+        interval.
+        """
+        return self._scheduled(Timing.interval(interval), catch_up, HandlerOptions(group, retry, timeout, 1))
+
+    def cron(
+        self,
+        expression: str,
+        *,
+        group: str,
+        tz: str = "UTC",
+        catch_up: CatchUp = "latest",
+        retry: RetryPolicy | None = None,
+        timeout: float | None = None,
+    ) -> Callable[[F], F]:
+        """Run a function at the times of a cron expression in a time zone; otherwise as `every`.
+
+        `bus.cron("0 9 * * mon-fri", tz="Europe/Berlin", group="report")`: minute, hour, day of month, month, day of
+        week. A time of day that a clock change skips runs at the next moment there is, one that it repeats runs the
+        first time only; expressions whose minute or hour begins with `*` just go on, as in Debian's cron.
+        """
+        return self._scheduled(Timing.crontab(expression, tz), catch_up, HandlerOptions(group, retry, timeout, 1))
+
+    def _scheduled(self, timing: Timing, catch_up: CatchUp, options: HandlerOptions) -> Callable[[F], F]:
+        def decorate(function: F) -> F:
+            self.registry.add_schedule(Schedule(function, timing, catch_up, options))
             return function
 
         return decorate
@@ -188,6 +236,12 @@ class Bus:
         running = await self.connect()
         message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at)
         return (await running.publisher.send([message]))[0]
+
+    async def cancel(self, receipt: Receipt) -> bool:
+        """Take back an event published with `delay` or `at`: True if nobody gets it any more, False if there was
+        nothing to take back (handed out by now, or cancelled before). Its id stays known for a while: to publish the
+        event for another time, let it have a new one."""
+        return await (await self.connect()).engine.cancel(receipt.subject, receipt.id)
 
     async def publish_many(self, events: Iterable[Any]) -> list[Receipt]:
         """Store many events in their order; faster than one `publish` after the other.

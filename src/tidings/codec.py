@@ -81,14 +81,19 @@ class _Pydantic:
         self._adapter: TypeAdapter[Any] = TypeAdapter(type)
 
     def plain(self, value: Any) -> Any:
-        """The value as dicts, lists and plain values."""
+        """The value as dicts, lists and plain values, for a place inside another type."""
+        self._refuse_nan(value)
         return self._adapter.dump_python(value, mode="json", by_alias=True)
+
+    def _refuse_nan(self, value: Any) -> None:
+        # In JSON mode Pydantic has made None of some of them already.
+        _refuse_nan(self._adapter.dump_python(value))
 
     def encode(self, value: Any) -> bytes:
         try:
-            plain = self.plain(value)
-            _refuse_nan(plain)
-            body = msgspec.json.encode(plain)
+            body = msgspec.json.encode(self._adapter.dump_python(value, mode="json", by_alias=True))
+            if _MAY_BE_NAN.search(body):
+                self._refuse_nan(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise _unwritable(value, error) from error
         return _checked(body)

@@ -152,6 +152,9 @@ async def _groups(engine: Engine) -> list[Finding]:
             found.append(
                 Finding(subject, "warn", "no worker runs", f"Start one: tidings run MODULE:BUS --group {name}")
             )
+        elif counts.waiting and not counts.pulling:
+            text = f"{counts.waiting} waiting, {counts.leased} in hand, nobody asks for more: busy, or gone"
+            found.append(Finding(subject, "warn", text, f"If it lasts: tidings run MODULE:BUS --group {name}"))
         else:
             found.append(Finding(subject, "ok", f"{waiting} waiting or at work"))
     return found

@@ -293,6 +293,19 @@ class Engine(Protocol):
         """
         ...
 
+    async def delayed(self, limit: int) -> list[Outgoing]:
+        """Messages that wait for their `not_before`, as they were published, the oldest `limit` of them."""
+        ...
+
+    async def cancel(self, subject: str, id: str) -> bool:
+        """Take back a message that waits for its `not_before`: True if nobody will get it any more, False if it is
+        not (or no longer) waiting.
+
+        The pair of subject and id stays known for the dedupe window. Raises `Unconfirmed` when no answer came: then
+        repeat it.
+        """
+        ...
+
     async def pull(self, group: str, limit: int, wait: float) -> list[Delivery]:
         """Lease up to `limit` messages; wake as soon as one is there, `[]` after `wait` seconds.
 

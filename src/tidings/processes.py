@@ -20,9 +20,8 @@ from typing import Final
 
 import msgspec
 
-LIFELINE: Final = "TIDINGS_LIFELINE"
-"""Environment variable that names the child's end of the socket."""
-READY: Final = b"ready\n"
+from .cli import lifeline
+
 UNUSABLE: Final = 2
 """Exit code of a program that cannot work as it is called: it is not started again unless it has worked before."""
 
@@ -76,14 +75,14 @@ class Child:
             began = time.monotonic()
             code = await self._live()
             if self._stopping.is_set():
-                self._tell("stopped" if code == 0 else f"stopped, {describe(code)}")
+                self.tell("stopped" if code == 0 else f"stopped, {describe(code)}")
                 return 0
             if code == UNUSABLE and not self.ready.is_set():
-                self._tell("it cannot work like this: see above")
+                self.tell("it cannot work like this: see above")
                 return code
             if time.monotonic() - began >= CALM:
                 pause = FIRST_PAUSE
-            self._tell(f"{describe(code)}; starting it again in {pause:g} s")
+            self.tell(f"{describe(code)}; starting it again in {pause:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             if self._stopping.is_set():
@@ -118,7 +117,7 @@ class Child:
             try:
                 process = self._process = await self._spawn(theirs.fileno())
             except OSError as error:
-                self._tell(f"cannot be started: {error}")
+                self.tell(f"cannot be started: {error}")
                 return 1
             finally:
                 theirs.close()
@@ -136,22 +135,22 @@ class Child:
                     task.cancel()
                 await asyncio.gather(told, said, return_exceptions=True)
 
-    async def _spawn(self, lifeline: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, theirs: int) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             sys.executable,
             *self.program.arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.program.environment, LIFELINE: str(lifeline)},
-            pass_fds=(lifeline, *self.program.descriptors),
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.program.environment, lifeline.NAME: str(theirs)},
+            pass_fds=(theirs, *self.program.descriptors),
             start_new_session=True,
         )
 
-    async def _hear_ready(self, lifeline: socket.socket) -> None:
-        lifeline.setblocking(False)
+    async def _hear_ready(self, ours: socket.socket) -> None:
+        ours.setblocking(False)
         with contextlib.suppress(OSError):
-            if (await asyncio.get_running_loop().sock_recv(lifeline, len(READY))) == READY:
+            if (await asyncio.get_running_loop().sock_recv(ours, len(lifeline.READY))) == lifeline.READY:
                 self.ready.set()
 
     async def _pass_on(self, output: asyncio.StreamReader | None) -> None:
@@ -161,11 +160,12 @@ class Child:
             if len(rest) > _LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
             for line in lines:
-                self._tell(line.rstrip(b"\r").decode("utf-8", "replace"))
+                self.tell(line.rstrip(b"\r").decode("utf-8", "replace"))
         if rest:
-            self._tell(rest.decode("utf-8", "replace"))
+            self.tell(rest.decode("utf-8", "replace"))
 
-    def _tell(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Say one line in the program's name."""
         self._say(self.program.name, line)
 
 
@@ -215,7 +215,7 @@ class Children:
             await asyncio.wait(keeping, timeout=max(child.program.grace for child in keeping.values()))
         for task, child in keeping.items():
             if not task.done():
-                child._tell(f"still there after {child.program.grace:g} s: killed")
+                child.tell(f"still there after {child.program.grace:g} s: killed")
                 child.kill()
                 await asyncio.wait({task})
 

@@ -133,8 +133,8 @@ def _due(now: float, delay: float | None, at: datetime | None) -> float | None:
         due = now + delay
     else:
         return None
-    if due > now + 100 * 365 * 86400:
-        raise InvalidMessage("a message cannot wait longer than a hundred years")
+    if not due <= now + 100 * 365 * 86400:
+        raise InvalidMessage(f"due {due - now:g} s from now: a message waits a hundred years at most")
     return due if due > now else None
 
 

@@ -8,8 +8,8 @@ has no queue of its own, only a position: one that is slow reads from the log wh
 takes nothing for `SEND_TIMEOUT` seconds is disconnected.
 
 Format: `event:` is the subject, `id:` the place, `data:` one line of JSON
-`{"id", "subject", "time", "correlation", "causation", "data"}`. Two more events: `ready` opens each stream, `reset` says
-that something may have been missed: reload what is shown.
+`{"id", "subject", "time", "correlation", "causation", "data"}`. Two more events: `ready` opens each stream and says
+whether it was `resumed`; `reset` says that something may have been missed: reload what is shown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import random
 import secrets
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .engine import Engine, Entry
@@ -83,14 +83,12 @@ class Hub:
         Raises `EngineUnavailable` when the engine cannot be asked.
         """
         await self._start()
-        reader = Reader(0)
-        # First listed, then placed: what arrives while the engine answers wakes the reader already.
-        self._readers.add(reader)
         stats = await self._engine.stats()
-        reader.position = stats.last
+        reader = Reader(stats.last)
+        self._readers.add(reader)
         return reader, stats.first - 1
 
-    async def entries(self, reader: Reader) -> AsyncIterator[Entry]:
+    async def entries(self, reader: Reader) -> AsyncGenerator[Entry, None]:
         """Everything behind the reader's position, then whatever comes. Ends when the engine does not answer."""
         while True:
             try:

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -22,6 +22,9 @@ from .message import Message
 from .retry import RetryPolicy
 from .subjects import check_filter, check_group, matches, normalise, overlap
 from .unit import Units
+
+if TYPE_CHECKING:
+    from .schedule import Schedule
 
 Start = Literal["unclaimed", "latest", "earliest"]
 
@@ -101,6 +104,7 @@ class Registry:
         self.roots = tuple(roots)
         self.types: dict[str, EventSpec] = {}
         self.handlers: dict[str, Handler] = {}
+        self.schedules: dict[str, Schedule] = {}
         self.responders: dict[str, Handler] = {}
         self.listeners: list[Handler] = []
         self.providers: dict[Any, Provider] = {}
@@ -115,13 +119,7 @@ class Registry:
             )
 
     def add_handler(self, handler: Handler) -> None:
-        group = check_group(handler.options.group)
-        if group in self.handlers:
-            raise ConfigError(
-                f"group {group!r} already has the handler {self.handlers[group].name}; a group has one handler "
-                "(give the second one a group of its own: it will get its own copy of every event)"
-            )
-        _check_options(handler)
+        group = self._new_group(handler)
         for filter in handler.filters:
             if not any(overlap(root, filter) for root in self.roots):
                 raise ConfigError(
@@ -131,6 +129,25 @@ class Registry:
         for spec in handler.classes:
             self.know(spec)
         self.handlers[group] = handler
+
+    def add_schedule(self, schedule: Schedule) -> None:
+        group = self._new_group(schedule.handler("any"))
+        self.schedules[group] = schedule
+
+    def handlers_in(self, namespace: str) -> dict[str, Handler]:
+        """All handlers by group, those of schedules included, whose subjects carry the namespace."""
+        return self.handlers | {name: schedule.handler(namespace) for name, schedule in self.schedules.items()}
+
+    def _new_group(self, handler: Handler) -> str:
+        group = check_group(handler.options.group)
+        if group in self.handlers or group in self.schedules:
+            known = self.handlers_in("any")[group].name
+            raise ConfigError(
+                f"group {group!r} already has the handler {known}; a group has one handler "
+                "(give the second one a group of its own: it will get its own copy of every event)"
+            )
+        _check_options(handler)
+        return group
 
     def add_provider(self, factory: Provider) -> None:
         """Remember what makes values of the type that `factory`'s return annotation names."""

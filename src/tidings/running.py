@@ -21,6 +21,7 @@ from .publisher import Publisher
 from .push import Hub
 from .registry import Handler, Plan
 from .requests import Responding
+from .schedule import Ticker, subject_of
 from .unit import Units
 from .worker import Worker
 
@@ -41,10 +42,16 @@ class Running:
         self.publisher = Publisher(engine, bus.registry, source=bus.name, roots=bus.roots, clock=bus.clock)
         self.relays = [Relay(unit, self.publisher, bus.clock) for unit in self.units]
         self.worker: Worker | None = None
+        self.ticker: Ticker | None = None
         self.loop = asyncio.get_running_loop()
         self._plans: dict[str, Plan] = {}
         self._hubs: dict[tuple[str, ...], Hub] = {}
         self._stack = stack
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """Everything this bus handles, by group."""
+        return self.bus.registry.handlers_in(self.namespace)
 
     @classmethod
     async def start(cls, bus: Bus, pushed: Sequence[str]) -> Running:
@@ -52,7 +59,8 @@ class Running:
         place = engines.parse(bus.settings.url, bus.settings.namespace)
         async with AsyncExitStack() as stack:
             units = units_of(bus, stack)
-            engine = await engines.connect(place, stack, roots=bus.roots, clock=bus.clock)
+            ticks = (subject_of(place.namespace, ">"),) if bus.registry.schedules else ()
+            engine = await engines.connect(place, stack, roots=(*bus.roots, *ticks), clock=bus.clock)
             running = cls(bus, engine, place.namespace, units, stack)
             await running.declare(pushed)
             running._stack = stack.pop_all()
@@ -63,9 +71,8 @@ class Running:
         ledger."""
         for starter in self.bus.starters:
             await starter()
-        registry = self.bus.registry
         wishes = []
-        for group, handler in registry.handlers.items():
+        for group, handler in self.handlers.items():
             plan = self._plan(handler)
             options = handler.options
             wishes.append(claims.Wish(group, handler.filters, options.start, plan.emits))
@@ -85,14 +92,14 @@ class Running:
         """Start the worker, the responders and the listeners of this process."""
         if self.worker is not None:
             raise ConfigError("the workers of this bus already run in this process")
-        registry, settings = self.bus.registry, self.bus.settings
-        unknown = [name for name in groups or () if name not in registry.handlers]
+        settings = self.bus.settings
+        unknown = [name for name in groups or () if name not in self.handlers]
         if unknown:
-            known = ", ".join(registry.handlers) or "none"
+            known = ", ".join(self.handlers) or "none"
             raise ConfigError(f"this bus has no group {unknown[0]!r}; it has: {known}")
         handlings = [
             Handling(handler, self._plan(handler), self.publisher, self.namespace, settings.retry, settings.timeout)
-            for name, handler in registry.handlers.items()
+            for name, handler in self.handlers.items()
             if groups is None or name in groups
         ]
         self.worker = Worker(
@@ -101,6 +108,11 @@ class Running:
         if groups is None:
             await self._answer_and_listen(settings.timeout)
         self.worker.start()
+        schedules = [s for name, s in self.bus.registry.schedules.items() if groups is None or name in groups]
+        self.ticker = Ticker(
+            self.engine, schedules, namespace=self.namespace, source=self.bus.name, clock=self.bus.clock
+        )
+        await self.ticker.start()
         return self.worker
 
     async def _answer_and_listen(self, limit: float) -> None:
@@ -135,6 +147,8 @@ class Running:
         try:
             for hub in self._hubs.values():
                 await hub.close()
+            if self.ticker is not None:
+                await self.ticker.stop()
             if self.worker is not None:
                 await self.worker.stop()
             for relay in self.relays:

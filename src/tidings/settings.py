@@ -70,12 +70,18 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
     for name in Settings.__struct_fields__:
         if value := environment.get(f"TIDINGS_{name.upper()}"):
             values[name] = _convert(name, value, f"TIDINGS_{name.upper()}")
+    return override(Settings(**values), **given)
+
+
+def override(settings: Settings, **given: Any) -> Settings:
+    """The settings with those `given` in their place; None is absent."""
+    values = {}
     for name, value in given.items():
         if name not in Settings.__struct_fields__:
             raise ConfigError(f"there is no setting {name!r}; there are: {', '.join(Settings.__struct_fields__)}")
         if value is not None:
             values[name] = _convert(name, value, name)
-    return Settings(**values)
+    return msgspec.structs.replace(settings, **values)
 
 
 def project_root(start: Path) -> Path:

@@ -9,13 +9,13 @@ async with TestBus(bus) as t:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from .bus import Bus
-from .clock import ManualClock
-from .engine import DeadLetter
+from .clock import Clock, ManualClock
+from .engine import DeadLetter, Engine
 from .engines.memory import MemoryEngine, MemoryStore
 from .errors import TidingsError
 from .message import Message
@@ -24,6 +24,20 @@ from .running import Running, units_of
 
 class NotQuiet(TidingsError, AssertionError):
     """`settle` waited for its time limit and something still moved; the text says what."""
+
+
+@asynccontextmanager
+async def attached(bus: Bus, engine: Engine, clock: Clock, namespace: str = "tidings") -> AsyncIterator[Running]:
+    """Run a bus on an engine that is open, instead of the one its settings name; leaving drains the bus and leaves the
+    engine open. Its groups are declared; `work` starts its handlers."""
+    stack = AsyncExitStack()
+    units = units_of(bus, stack)
+    before, bus.clock = bus.clock, clock
+    running = Running(bus, engine, namespace, units, stack)
+    bus.clock = before
+    async with bus.replaced(running, clock):
+        await running.declare()
+        yield running
 
 
 class TestBus:
@@ -54,14 +68,9 @@ class TestBus:
         engine = MemoryEngine(self.store)
         stack.push_async_callback(engine.close)
         await engine.open()
-        inner = AsyncExitStack()
-        units = units_of(self.bus, inner)
-        clock, self.bus.clock = self.bus.clock, self.clock
-        running = Running(self.bus, engine, "tidings", units, inner)
-        self.bus.clock = clock
-        await stack.enter_async_context(self.bus.replaced(running, self.clock))
-        await running.declare()
+        running = await stack.enter_async_context(attached(self.bus, engine, self.clock))
         await running.work(self._groups)
+        await self.clock.advance(0)  # what waits for its time begins to wait now
         self._running = running
 
     async def __aexit__(self, *_: object) -> None:

@@ -1,26 +1,28 @@
-"""The worlds that cases run in: one fresh, empty namespace for each case on each engine."""
+"""The fixtures of the conformance tests: a fresh, empty namespace for each case."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from conformance.memory_world import MemoryWorld
-from conformance.nats_world import NatsWorld
-
-if TYPE_CHECKING:
-    from tidings.conformance import World
-
 pytest.register_assert_rewrite("tidings.conformance")  # before it is imported: a failing case then shows its values
 
+from conformance.nats_world import Cluster  # noqa: E402
+from conformance.worlds import WORLDS  # noqa: E402
+from tidings.conformance import World  # noqa: E402
 
-@pytest.fixture(params=["memory", "nats"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    """A world of each engine in turn."""
-    chosen: AbstractAsyncContextManager[World] = MemoryWorld() if request.param == "memory" else NatsWorld(tmp_path)
-    async with chosen as entered:
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three servers; the first case starts them."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """A world of the engine that is asked for."""
+    async with WORLDS[request.param].make(request) as entered:
         yield entered

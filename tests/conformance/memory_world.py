@@ -31,7 +31,7 @@ class MemoryWorld:
         for engine in self._engines:
             await engine.close()
 
-    async def engine(self) -> Engine:
+    async def engine(self, *, patience: float | None = None) -> Engine:
         engine = MemoryEngine(self._store, name=f"connection {len(self._engines) + 1}")
         self._engines.append(engine)
         await engine.open()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
+from conformance.worlds import everywhere
+from tidings.conformance import Case, World
 
-from tidings.conformance import Case, World, cases
 
-
-@pytest.mark.parametrize("case", cases("seam"), ids=str)
+@everywhere("seam")
 async def test_seam(case: Case, world: World) -> None:
     """The engine keeps the promise of the case's docstring."""
     await case.run(world)

@@ -90,16 +90,18 @@ async def test_a_killed_part_loses_nothing(tmp_path: Path, victim: str) -> None:
         def victims() -> list[int]:
             return [process.pid for process in system.processes(*words.get(victim, (victim,)))]
 
+        async def kill_one() -> None:
+            """Kill it in the middle of work, and wait until there is another one."""
+            printed = len(system.output)
+            await eventually(lambda: len(system.output) > printed + 40, 60)
+            await eventually(victims, 30)
+            target = system.processes(*words.get(victim, (victim,)))[-1]
+            system.kill(target)
+            await eventually(lambda: set(victims()) - {target.pid}, 30, lambda: system.text[-4000:])
+
         async def killer() -> None:
             for _ in range(3):
-                before = len(system.output)
-                await eventually(lambda before=before: len(system.output) > before + 40, 60)
-                await eventually(victims, 30)
-                target = system.processes(*words.get(victim, (victim,)))[-1]
-                system.kill(target)
-                await eventually(
-                    lambda gone=target.pid: [p for p in victims() if p != gone], 30, lambda: system.text[-4000:]
-                )
+                await kill_one()
 
         await asyncio.gather(post_all(system, items), killer())
         rows = await system.saved(set(items), within=90)

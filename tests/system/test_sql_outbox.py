@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -252,7 +252,7 @@ async def test_the_text_applied_by_hand_is_the_upgrade(database: Place) -> None:
     ("names", "outbox"), [({"prefix": "two_"}, "two_outbox"), ({"schema": "app"}, "app.tidings_outbox")]
 )
 async def test_prefix_and_schema_keep_two_applications_apart(
-    postgresql: Place, names: dict[str, str], outbox: str
+    postgresql: Place, names: dict[str, Any], outbox: str
 ) -> None:
     """Two prefixes, or two schemas, in one database know nothing of each other."""
     one = await App.start(postgresql)

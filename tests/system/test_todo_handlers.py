@@ -75,7 +75,7 @@ async def test_an_audit_entry_is_one_line(tmp_path: Path, caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("mutate", [False, True])
 async def test_mutation_is_off_unless_switched_on(tmp_path: Path, mutate: bool) -> None:
-    """Save and audit are always there; the mutating handler only with `TODO_MUTATE=1`, and then it replaces the text."""
+    """Save and audit are always there, the mutating handler only with `TODO_MUTATE=1`; it replaces the text."""
     async with todo(tmp_path, mutate=mutate) as app, TestBus(app.bus) as t:
         await app.bus.publish(app.events.NewItem(item="milk"))
         await t.settle()

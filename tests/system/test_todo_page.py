@@ -114,7 +114,7 @@ async def test_an_item_is_pending_at_once_and_confirmed_by_push(tmp_path: Path, 
 
 
 async def test_other_windows_see_it_too(tmp_path: Path, chromium: str) -> None:
-    """An item added in one window, or by a program, appears in the others once."""
+    """An item added in one window, or by a program, appears once in the others, and in one opened later."""
     async with running(tmp_path) as (_, client), visitor(chromium, client.base_url) as v:
         one, other = await v.open(), await v.open()
         await write(one, "milk")
@@ -122,6 +122,7 @@ async def test_other_windows_see_it_too(tmp_path: Path, chromium: str) -> None:
         await add(client, "bread")
         await shows(other, "bread", "milk")
         await shows(one, "bread", "milk")
+        await shows(await v.open(), "bread", "milk")
         assert await stayed(one)
         assert await stayed(other)
 
@@ -292,6 +293,8 @@ async def test_it_fits_a_phone(tmp_path: Path, chromium: str) -> None:
         await write(page, "y" * 256)
         await expect(row(page, "y" * 256)).to_have_attribute("data-state", "saved")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        cut = "[...document.querySelectorAll('.text')].filter((it) => it.scrollWidth > it.clientWidth).length"
+        assert await page.evaluate(cut) == 0
         for control in (page.locator("#item"), page.get_by_role("button", name="Add")):
             box = await control.bounding_box()
             assert box is not None
@@ -303,7 +306,9 @@ async def test_it_fits_a_phone(tmp_path: Path, chromium: str) -> None:
 CONTRAST = """
 ([text, ground]) => {
   const rgb = (element, name) => getComputedStyle(element)[name].match(/[\\d.]+/g).slice(0, 3).map(Number);
-  const luminance = (color) => color.map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+  const luminance = (color) => color
+    .map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const [one, other] = [luminance(rgb(document.querySelector(text), "color")),
     luminance(rgb(document.querySelector(ground), "backgroundColor"))].sort((a, b) => b - a);
@@ -341,30 +346,33 @@ async def test_light_and_dark_follow_the_system_and_can_be_read(tmp_path: Path, 
 
 
 async def test_a_page_finds_its_way_back_and_shows_what_it_missed(tmp_path: Path, chromium: str) -> None:
-    """The server goes away under an open page and loses its log; when it is back, so is the page, with the new items."""
+    """The server goes away under an open page and loses its log; when it is back, so is the page, with new items."""
     port = free_port()
-    async with todo(tmp_path) as app, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        async with browser(chromium) as started:
-            v = Visitor(await started.new_context(), str(client.base_url))
-            async with served(app.web.create_app(workers=True), port):
-                page = await v.open()
-                await write(page, "before")
-                await shows(page, "before")
-            await expect(page.locator("#connection")).to_have_text("Reconnecting")
-            async with app.database.async_session.begin() as db:
-                db.add(app.database.Item(item="missed", date_added=datetime.now(UTC)))
-            await write(page, "written meanwhile")
-            await expect(row(page, "written meanwhile").locator(".state")).to_have_text("Trying again")
-            async with served(app.web.create_app(workers=True), port):
-                await live(page)
-                await expect(page.locator("#items > li[data-state=saved]")).to_have_count(3)
-                assert sorted(await page.locator("#items .text").all_text_contents()) == [
-                    "before",
-                    "missed",
-                    "written meanwhile",
-                ]
-                assert sorted(await listed(client)) == ["before", "missed", "written meanwhile"]
-                assert await stayed(page)
+    async with (
+        todo(tmp_path) as app,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        browser(chromium) as started,
+    ):
+        v = Visitor(await started.new_context(), str(client.base_url))
+        async with served(app.web.create_app(workers=True), port):
+            page = await v.open()
+            await write(page, "before")
+            await shows(page, "before")
+        await expect(page.locator("#connection")).to_have_text("Reconnecting")
+        async with app.database.async_session.begin() as db:
+            db.add(app.database.Item(item="missed", date_added=datetime.now(UTC)))
+        await write(page, "written meanwhile")
+        await expect(row(page, "written meanwhile").locator(".state")).to_have_text("Trying again")
+        async with served(app.web.create_app(workers=True), port):
+            await live(page)
+            await expect(page.locator("#items > li[data-state=saved]")).to_have_count(3)
+            assert sorted(await page.locator("#items .text").all_text_contents()) == [
+                "before",
+                "missed",
+                "written meanwhile",
+            ]
+            assert sorted(await listed(client)) == ["before", "missed", "written meanwhile"]
+            assert await stayed(page)
 
 
 HIDE = """hidden => {

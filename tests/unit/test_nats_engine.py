@@ -123,6 +123,31 @@ async def test_nobody_there() -> None:
     await engine.close()
 
 
+async def test_opening_again_after_a_failure(server: NatsServer) -> None:
+    """An engine that could not be opened opens when the server is there."""
+    server.kill()
+    engine = NatsEngine(server.locate, timeout=0.5)
+    with pytest.raises(EngineUnavailable):
+        await engine.open()
+    await server.start()
+    try:
+        await engine.open()
+        assert (await engine.publish([event(1)]))[0].position == 1
+    finally:
+        await engine.close()
+
+
+async def test_a_busy_reader_holds_nothing_back(start: Start) -> None:
+    """What was sent ahead to a reader that does not pull any more goes to others, before its lease would be over."""
+    busy, other = await start(), await start()
+    await busy.declare([group(lease=3.0)])
+    await busy.publish([event(n) for n in range(8)])
+    held = await take(busy, 4)  # and four more are on their way to it
+    rest = await take(other, 4)
+    assert len({delivery.entry.position for delivery in held + rest}) == 8
+    assert [delivery.attempts for delivery in rest] == [0] * 4
+
+
 async def test_passwords_need_tls_where_it_was_asked_for(server: NatsServer) -> None:
     """With a tls:// address the password is not sent to a server that offers no TLS."""
 
@@ -163,6 +188,7 @@ RIGHTS = {
                                 "STREAM.PURGE",
                                 "STREAM.MSG.DELETE",
                                 "STREAM.DELETE",
+                                "DIRECT",
                                 "CONSUMER.CREATE",
                                 "CONSUMER.DELETE",
                                 "CONSUMER.PAUSE",
@@ -530,7 +556,15 @@ async def test_settling_without_a_server(start: Start, server: NatsServer) -> No
         with pytest.raises(EngineUnavailable):
             await engine.publish([event(2)])
     await server.start()
-    await engine.settle([Done(delivery)])
+
+    async def settled() -> bool:
+        try:
+            await engine.settle([Done(delivery)])
+        except EngineUnavailable:
+            return False
+        return True
+
+    await until(settled)
     assert (await engine.stats()).groups["g"].leased == 0
 
 

@@ -73,15 +73,15 @@ async def test_a_thread_is_used_again_unless_a_call_in_it_does_not_end() -> None
     assert threads.take() is one
 
     hanging, let_go = threading.Event(), threading.Event()
+    inside: list[threading.Thread] = []
 
-    def hang() -> threading.Thread:
+    def hang() -> None:
+        inside.append(threading.current_thread())
         hanging.set()
         let_go.wait()
-        return threading.current_thread()
 
     call = asyncio.create_task(one.run(hang))
     await asyncio.to_thread(hanging.wait)
-    stuck = next(t for t in threading.enumerate() if t.name == "tidings-sql" and t.daemon and t.is_alive())
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     threads.give_back(one)
@@ -89,7 +89,8 @@ async def test_a_thread_is_used_again_unless_a_call_in_it_does_not_end() -> None
     assert other is not one
     assert await other.run(int) == 0
     let_go.set()
-    await asyncio.to_thread(stuck.join, 5)
-    assert not stuck.is_alive()
-    threads.give_back(other)
+    await asyncio.to_thread(inside[0].join, 5)
+    assert not inside[0].is_alive()
     threads.close()
+    threads.give_back(other)
+    assert threads.take() is not other

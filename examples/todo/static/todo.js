@@ -65,6 +65,7 @@ async function fetchItems(before) {
 
 function show(items) {
   for (const { id, item, date_added } of items) {
+    if (saved.has(id)) continue;
     const row = newRow(item, "saved");
     date(row, new Date(date_added));
     saved.set(id, row);
@@ -92,8 +93,8 @@ function forget(id) {
   pending.delete(id);
 }
 
-at("more").addEventListener("click", async () => {
-  show(await fetchItems(Math.min(...saved.keys())));
+at("more").addEventListener("click", () => {
+  inTurn(async () => show(await fetchItems(Math.min(...saved.keys()))));
 });
 
 // ---- what handlers have done
@@ -138,10 +139,14 @@ const events = {
 };
 
 // One after the other, so that what comes while the list loads is applied to the loaded list.
-let applied = Promise.resolve();
+let before = Promise.resolve();
+
+function inTurn(work) {
+  before = before.then(work).catch(console.error);
+}
 
 function heard(name, data) {
-  applied = applied.then(() => events[name](data)).catch(console.error);
+  inTurn(() => events[name](data));
 }
 
 function connected(live) {

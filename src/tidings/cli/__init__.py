@@ -9,13 +9,21 @@ lifeline   what ties a child of `up` and `demo` to its parent
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
+
 
 def main() -> None:
     """Run the command line of this process; does not return."""
     from . import lifeline
 
     lifeline.hold()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character still gets the line
+    try:
+        from .root import commands
 
-    from .root import commands
-
-    commands(prog_name="tidings")
+        commands(prog_name="tidings")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -112,7 +112,9 @@ async def _attended(
                 # The children start it just as well; held here it outlives each of them.
                 broker = await embedded.start(directory)
                 stack.push_async_callback(broker.close)
-                terminal.line("broker", f"nats-server {broker.version} at {broker.address}, data in {broker.directory}")
+                terminal.line(
+                    "broker", f"nats-server {broker.version} on port {broker.address.port}, data in {broker.directory}"
+                )
             await children.ready()
             return await ready()
 

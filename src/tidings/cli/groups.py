@@ -43,7 +43,7 @@ def ls(as_json: bool) -> None:
         )
         for name, claimant, counts in found
     ]
-    output.table(("GROUP", "LISTENS TO", "WAITING", "LEASED", "DELAYED", "DEAD", "PULLING", ""), rows)
+    output.table(("GROUP", "LISTENS TO", "WAITING", "LEASED", "DELAYED", "DEAD", "PULLING", "STATE"), rows)
 
 
 async def _list() -> list[tuple[str, Claimant, GroupStats]]:

@@ -16,6 +16,8 @@ import time
 from typing import Final
 
 NAME: Final = "TIDINGS_LIFELINE"
+"""Environment variable that names the child's end of the socket."""
+READY: Final = b"ready\n"
 _ORPHAN_GRACE: Final = 10.0  # seconds an orphan may take to stop by itself
 
 _held: socket.socket | None = None
@@ -39,7 +41,7 @@ def tell_ready() -> None:
     """Tell the parent that this process does its work now; nothing happens where there is none."""
     if _held is not None:
         with contextlib.suppress(OSError):  # the parent is gone: `_watch` knows
-            _held.sendall(b"ready\n")
+            _held.sendall(READY)
 
 
 def _watch(end: socket.socket) -> None:

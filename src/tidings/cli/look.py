@@ -14,7 +14,7 @@ from ..message import identity
 from ..subjects import check_filter, matches
 from . import options, output
 from .root import NotFound
-from .session import run, session
+from .session import namespace, run, session
 from .tail import entries, position_at
 
 _CLOCKS_APART = 600.0  # seconds by which a publisher's clock, which is in its ids, may be wrong
@@ -114,7 +114,7 @@ def explain(message: str, as_json: bool) -> None:
 
 
 def _id(entry: Entry) -> str:
-    return identity(entry, options.settings().namespace or "tidings")
+    return identity(entry, namespace())
 
 
 async def _explain(message: str) -> tuple[Entry, dict[str, GroupState]]:
@@ -131,10 +131,10 @@ async def find(engine: Engine, message: str) -> Entry | None:
     if message.isdecimal():
         page = await engine.read([">"], max(0, int(message) - 1), 1)
         return page[0] if page and page[0].position == int(message) else None
-    namespace = options.settings().namespace or "tidings"
+    here = namespace()
     after = await position_at(engine, born - _CLOCKS_APART) if (born := _born(message)) else 0
     async for entry in entries(engine, [">"], after):
-        if identity(entry, namespace) == message:
+        if identity(entry, here) == message:
             return entry
     return None
 

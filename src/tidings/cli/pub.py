@@ -11,7 +11,7 @@ import click
 
 from ..clock import SystemClock
 from ..engine import Engine
-from ..errors import InvalidMessage
+from ..errors import InvalidMessage, Unconfirmed
 from ..message import encode_header
 from ..publisher import Publisher, Receipt
 from ..registry import Registry
@@ -81,7 +81,12 @@ async def _store(subject: str, value: Any, count: int, pause: float, wanted: dic
         done = 0
         while done < count:
             size = 1 if pause else min(_BATCH, count - done)
-            receipts = await publisher.send([publisher.compose(subject, value, **more) for _ in range(size)])
+            messages = [publisher.compose(subject, value, **more) for _ in range(size)]
+            try:
+                receipts = await publisher.send(messages)
+            except Unconfirmed as error:
+                ids = " ".join(f"--id {message.id}" for message in messages[:3])
+                raise Unconfirmed(f"{error}; publishing again with {ids} stores nothing twice") from error
             for receipt in receipts:
                 _show(receipt, as_json)
             done += size

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "stats": ("look", "Count messages, and what each group has before it."),
     "explain": ("look", "Say what each group has to do with one message, and why."),
     "groups": ("groups", "List, pause, resume and remove groups of handlers."),
+    "schedules": ("schedules", "List and remove schedules, cancel delayed messages."),
     "dlq": ("dlq", "Look at dead letters, put them back, drop them."),
     "db": ("db", "Look after the framework's tables in your database."),
     "doctor": ("doctor", "Look for what is wrong, and say what mends it."),
@@ -81,9 +82,9 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
-        except (KeyboardInterrupt, EOFError):
+        except (KeyboardInterrupt, EOFError, click.Abort):
             click.echo(err=True)
             ctx.exit(INTERRUPTED)
         except Exception as error:

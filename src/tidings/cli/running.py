@@ -71,7 +71,8 @@ async def work(bus: Bus, groups: Sequence[str] = ()) -> None:
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            log.info("ready: %s on %s", ", ".join(groups or bus.registry.handlers), bus.engine.description)
+            handled = groups or (*bus.registry.handlers, *bus.registry.schedules)
+            log.info("ready: %s on %s", ", ".join(handled), bus.engine.description)
             lifeline.tell_ready()
             await stopping
     finally:

@@ -36,6 +36,12 @@ async def session(user: User = "work") -> AsyncIterator[Engine]:
         yield await engines.connect(place, stack, roots=ROOTS, clock=SystemClock(), store=store, user=user)
 
 
+def namespace() -> str:
+    """The namespace of the settings: of the option, else of the URL."""
+    current = settings()
+    return engines.parse(current.url, current.namespace).namespace
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work in an event loop; Ctrl-C cancels it."""
     configure_logs()

@@ -20,7 +20,7 @@ from ..message import identity
 from ..settings import duration
 from ..subjects import check_filter, covers, overlap
 from . import options, output
-from .session import ROOTS, run, session
+from .session import ROOTS, namespace, run, session
 
 _PAGE: Final = 200
 _WAIT: Final = 30.0
@@ -126,6 +126,7 @@ async def _follow_log(engine: Engine, filters: Sequence[str], after: int, printe
             if not follow:
                 raise
             output.say(f"waiting for the engine: {error}")
+            await asyncio.sleep(1.0)
             continue
         for entry in page:
             after = entry.position
@@ -187,7 +188,7 @@ def _fields(sight: Sight) -> dict[str, Any]:
     place: dict[str, Any] = {"live": True}
     if sight.position:
         entry = Entry(sight.position, sight.subject, sight.time, sight.headers, sight.body)
-        place = {"position": sight.position, "id": identity(entry, options.settings().namespace or "tidings")}
+        place = {"position": sight.position, "id": identity(entry, namespace())}
     return {
         **place,
         "subject": sight.subject,

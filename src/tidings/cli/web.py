@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -41,6 +42,10 @@ def web(app: str, fd: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server = Server(config)
+    # Browsers that are pushed to are cut off when we stop: nothing that a person needs to read as an error.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: not (server.should_exit and "without completing response" in record.getMessage())
+    )
     server.run(sockets=[socket.socket(fileno=fd)])
     if not server.started:
         sys.exit(1)

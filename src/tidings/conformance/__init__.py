@@ -7,21 +7,22 @@ speaks to `tidings.engine.Engine`; layer `bus` to the public `Bus`. With pytest:
     async def test_seam(case: Case, world: World) -> None:
         await case.run(world)
 
-where the fixture `world` gives each case a fresh, empty namespace. No case skips inside itself: an engine that cannot
-keep a promise is left out where the worlds are made, so that a reader sees the list.
+where the fixture `world` gives each case a fresh, empty namespace. No case skips inside itself. Those that are `wired`
+break the server or the wire to it, and take a `WiredWorld`; an engine without either has nothing of the kind to break,
+and `cases("seam", wired=False)` leaves them out where the worlds are made, so that a reader sees it.
 """
 
 from __future__ import annotations
 
-from . import delivery, groups, inspect, ledger, lifecycle, live, settle
+from . import delivery, faults, groups, inspect, ledger, lifecycle, live, settle
 from .case import PATIENCE, Case, Layer, case, eventually, registered
-from .world import World
+from .world import Link, WiredWorld, World
 
-__all__ = ["PATIENCE", "Case", "Layer", "World", "case", "cases", "eventually"]
+__all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "cases", "eventually"]
 
-_THEMES = (delivery, groups, settle, lifecycle, live, inspect, ledger)  # importing them registers their cases
+_THEMES = (delivery, groups, settle, lifecycle, faults, live, inspect, ledger)  # importing them registers their cases
 
 
-def cases(layer: Layer = "seam") -> list[Case]:
-    """All cases of a layer, by theme."""
-    return registered(layer)
+def cases(layer: Layer = "seam", *, wired: bool = True) -> list[Case]:
+    """The cases of a layer, by theme; without those that need a server and a wire if `wired` is False."""
+    return [each for each in registered(layer) if wired or not each.wired]

@@ -31,6 +31,8 @@ class Case:
     promise: str
     """What is promised, from the docstring."""
     function: Callable[[Any], Awaitable[None]]
+    wired: bool = False
+    """Whether it takes a `WiredWorld`: one with a server and a wire that can fail."""
 
     def __str__(self) -> str:
         return self.name
@@ -45,7 +47,9 @@ class Case:
             _deadline.reset(token)
 
 
-def case(layer: Layer) -> Callable[[Callable[[Any], Awaitable[None]]], Callable[[Any], Awaitable[None]]]:
+def case(
+    layer: Layer, *, wired: bool = False
+) -> Callable[[Callable[[Any], Awaitable[None]]], Callable[[Any], Awaitable[None]]]:
     """Register the decorated function, which takes a world, as a case. Its docstring is the promise."""
 
     def register(function: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
@@ -55,7 +59,7 @@ def case(layer: Layer) -> Callable[[Callable[[Any], Awaitable[None]]], Callable[
             raise TypeError(f"case {name} promises nothing: it needs a docstring")
         if (layer, name) in _registry:
             raise TypeError(f"there are two {layer} cases named {name}")
-        _registry[layer, name] = Case(name, layer, function.__module__.rpartition(".")[2], promise, function)
+        _registry[layer, name] = Case(name, layer, function.__module__.rpartition(".")[2], promise, function, wired)
         return function
 
     return register

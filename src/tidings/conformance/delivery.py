@@ -279,6 +279,53 @@ async def not_before_in_the_past_is_now(world: World) -> None:
 
 
 @case("seam")
+async def not_before_survives_a_restart(world: World) -> None:
+    """A message for later comes, once, although everything was down or crashed when its time came."""
+    writer = await world.engine()
+    await writer.declare([group(world)])
+    await writer.publish([message("later", not_before=world.clock.time() + world.lease)])
+    await world.crash(writer)
+    await world.restart()
+    await world.wait(world.lease)
+    await world.restart()
+
+    engine = await world.engine()
+    delivery = await take_one(engine, "g")
+    assert delivery.entry.body == b"later"
+    await finish(engine, [delivery])
+    await nothing(world, engine, "g")
+
+
+@case("seam")
+async def delayed_messages_are_listed_and_cancelled(world: World) -> None:
+    """What waits for its time is listed as it was published; a cancelled one never comes, the others do; what was
+    handed out, or cancelled before, cannot be cancelled."""
+    engine, other = await world.engine(), await world.engine()
+    await engine.declare([group(world)])
+    due = round(world.clock.time() + 2 * world.lease, 3)
+    kept = message("kept", id="same", not_before=due, headers={"ce-id": "same"})
+    dropped = message("dropped", id="same", subject="events.b", not_before=due)
+    await engine.publish([kept, dropped])
+    assert await other.delayed(10) == [kept, dropped]
+    assert await other.delayed(1) == [kept]
+
+    assert await other.cancel("events.b", "same")
+    assert not await engine.cancel("events.b", "same")
+    assert not await engine.cancel("events.a", "never published")
+    assert await engine.delayed(10) == [kept]
+    [repeated] = await engine.publish([dropped])
+    assert repeated.duplicate, "the id of a cancelled message stays known"
+    await world.restart()
+
+    delivery = await take_later(world, engine, "g", 2 * world.lease)
+    assert delivery.entry.body == b"kept"
+    assert not await engine.cancel("events.a", "same")
+    assert await engine.delayed(10) == []
+    await finish(engine, [delivery])
+    await nothing(world, engine, "g")
+
+
+@case("seam")
 async def published_survives_a_restart(world: World) -> None:
     """What `publish` returned for is there after a crash of all that was involved."""
     writer = await world.engine()

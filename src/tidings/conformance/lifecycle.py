@@ -103,14 +103,17 @@ async def everything_goes_on_after_a_restart(world: World) -> None:
     engine = await world.engine()
     await engine.declare([group(world)])
     await publish(engine, "before")
-    pull = asyncio.create_task(engine.pull("g", 1, 1000.0))
-    first = await pull
+    await finish(engine, [await take_one(engine, "g")])
     async with engine.listen(["live.news"]) as signals:
         waiting = asyncio.create_task(engine.pull("g", 1, 1000.0))
         await world.wait(world.moment)
         await world.restart()
         await publish(engine, "after")
-        assert texts(first + await waiting) == ["before", "after"]
+        got = await waiting
+        while texts(got) == ["before"]:  # that it was done may have been lost: it was said just before the end
+            await finish(engine, got)
+            got = await take(engine, "g", 1)
+        assert texts(got) == ["after"]
         hearing = asyncio.ensure_future(anext(signals))
 
         async def heard() -> bool:
@@ -183,8 +186,9 @@ async def a_restart_takes_no_message_from_its_group(world: World) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     await world.wait(1.5 * world.lease)
-    while repeated := await glance(world, engines[0], "g"):  # what was done just before the crash may come again
-        await finish(engines[0], repeated)
+    for engine in engines:  # what was done just before the crash may come again, and either may hold some of it
+        while repeated := await glance(world, engine, "g"):
+            await finish(engine, repeated)
     assert handled == sent
     stats = (await engines[0].stats()).groups["g"]
     assert (stats.waiting, stats.leased, stats.delayed, stats.dead) == (0, 0, 0, 0)

@@ -24,8 +24,9 @@ class World(Protocol):
         """The engine's own time."""
         ...
 
-    async def engine(self) -> Engine:
-        """Open one more connection."""
+    async def engine(self, *, patience: float | None = None) -> Engine:
+        """Open one more connection; its calls wait up to `patience` seconds (default: the engine's own choice) for a
+        server that is away."""
         ...
 
     async def crash(self, engine: Engine) -> None:
@@ -35,10 +36,76 @@ class World(Protocol):
     async def restart(self) -> None:
         """End what keeps the messages as hard as it is made for, and start it again; open connections stay in use.
 
-        An engine that lives in the process has nothing to restart and returns at once.
+        An engine that lives in the process has nothing to restart and returns at once. Of a cluster it is the server
+        that leads.
         """
         ...
 
     async def wait(self, seconds: float) -> None:
         """Let the engine's own time pass. Only for waits where time itself is the condition."""
+        ...
+
+
+class WiredWorld(World, Protocol):
+    """A world whose messages are kept by another process, behind a wire: both can fail in more ways."""
+
+    async def linked(self, *, patience: float | None = None) -> tuple[Engine, Link]:
+        """Open one more connection over a wire of its own."""
+        ...
+
+    async def kill(self) -> None:
+        """`kill -9` to everything that keeps the messages; it stays away until `start`."""
+        ...
+
+    async def start(self) -> None:
+        """Start again what was killed, on the same data."""
+        ...
+
+    async def freeze(self) -> None:
+        """SIGSTOP: connections stay, and nobody answers, until `thaw`."""
+        ...
+
+    async def thaw(self) -> None:
+        """SIGCONT."""
+        ...
+
+    async def lose_group(self, group: str) -> None:
+        """Remove behind the engine's back what the server keeps for a group; the messages stay."""
+        ...
+
+
+class Link(Protocol):
+    """The wire of one engine, with faults on demand."""
+
+    def drop(self) -> None:
+        """Break what is connected; the next connection gets through."""
+        ...
+
+    def cut(self) -> None:
+        """Break what is connected and let nobody through, until `mend`."""
+        ...
+
+    def mend(self) -> None:
+        """Undo `cut`."""
+        ...
+
+    def stall(self) -> None:
+        """What is connected now carries nothing any more, and nothing says so; the next connection gets through."""
+        ...
+
+    def delay(self, seconds: float) -> None:
+        """From now on everything takes so much longer, each way."""
+        ...
+
+    def drop_after(self, size: int) -> None:
+        """`drop`, once `size` more bytes have gone to the server, wherever in a message that is."""
+        ...
+
+    def lose_receipt(self) -> None:
+        """The next answer to a publish vanishes on its way to the engine."""
+        ...
+
+    @property
+    def lost(self) -> int:
+        """How many answers have vanished."""
         ...

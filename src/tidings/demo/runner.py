@@ -7,6 +7,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 import time
 import webbrowser
 from pathlib import Path
@@ -41,7 +42,8 @@ def run(demo: Demo, *, open_browser: bool, exit_after_ready: bool) -> int:
             terminal.say(f"Ready after {time.monotonic() - began:.1f} s: {page}")
             _next_steps(terminal, demo, page)
             if open_browser and not exit_after_ready and attend.has_display():
-                await asyncio.to_thread(webbrowser.open, page)
+                # In a thread that nobody waits for: some browsers come back only when they are closed.
+                threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
             return not exit_after_ready
 
         patience = _PATIENCE if exit_after_ready else None

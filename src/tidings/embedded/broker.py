@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tidings.errors import BrokerError, Closed
+from tidings.errors import BrokerError, Closed, StoreFull
 
 from .binary import check_data, find_binary
 from .config import Address, BrokerSettings, User, credentials
@@ -99,7 +99,7 @@ class Broker:
         """Where it answers now: waits until it is up again after a crash, and notices when it has moved.
 
         Raises `BrokerError` quoting the server's log when it fails to come up, or after `PATIENCE` seconds without
-        progress. Cancelling is safe.
+        progress, and `StoreFull` at once while it is stopped for want of space. Cancelling is safe.
         """
         asked, patience = time.time(), _Patience(self._layout)
         while True:
@@ -108,6 +108,8 @@ class Broker:
             if running is None:
                 await self._ensure_supervisor()
             elif state is not None and state.supervisor == running:
+                if state.phase == "full":
+                    raise StoreFull(f"the embedded broker is stopped and comes back with space: {state.problem}")
                 if state.problem and state.at >= asked:
                     raise BrokerError(f"the embedded broker in {self.directory} does not come up: {state.problem}")
                 if state.phase == "ready" and await self._reached():

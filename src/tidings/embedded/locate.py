@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,11 @@ from tidings.errors import BrokerError
 
 MIN_FREE = 32 * 1024 * 1024
 """Bytes below which a broker is not started: it would come up and then refuse the first message."""
+TOO_LITTLE = 8 * 1024 * 1024
+"""Bytes below which a running one is stopped: a write that fails leaves nats-server unable to store anything until it
+is started again, and stopping in order needs a little room itself."""
+RESERVE = 4 * 1024 * 1024
+"""Bytes kept for that moment: a server that stops on a full disk forgets what its groups have acknowledged."""
 
 
 def project_directory(start: Path | None = None) -> Path:
@@ -85,6 +91,11 @@ class Layout:
         return self.root / "data.version"
 
     @property
+    def reserve(self) -> Path:
+        """Takes room while a server runs, and gives it back to a server that has to stop on a full disk."""
+        return self.run / "reserve"
+
+    @property
     def server_log(self) -> Path:
         return self.root / "log" / "nats-server.log"
 
@@ -120,12 +131,24 @@ class Layout:
 
     def check_space(self) -> None:
         """Raise `BrokerError` when the disk has no room for a broker to work in."""
-        free = shutil.disk_usage(self.root).free
-        if free < MIN_FREE:
-            raise BrokerError(
-                f"the disk that holds {self.root} is full ({free // 1024:,} KiB left, a broker needs "
-                f"{MIN_FREE // 1024:,} KiB): free some space, or choose another directory ('embedded:./dir')"
-            )
+        if self.free() < MIN_FREE:
+            raise BrokerError(f"{self.no_space()}, or choose another directory ('embedded:./dir')")
+
+    def take_reserve(self) -> None:
+        """Set some room aside, if there is any; idempotent."""
+        with suppress(OSError), self.reserve.open("wb") as file:
+            file.write(bytes(RESERVE))
+
+    def free(self) -> int:
+        """Bytes left on the disk for this user."""
+        return shutil.disk_usage(self.root).free
+
+    def no_space(self) -> str:
+        """What to tell whoever waits for space."""
+        return (
+            f"the disk that holds {self.root} is full ({self.free() // 1024:,} KiB left, a broker needs "
+            f"{MIN_FREE // 1024:,} KiB): free some space"
+        )
 
 
 def unusable(directory: Path, error: OSError) -> BrokerError:

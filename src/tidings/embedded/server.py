@@ -29,6 +29,7 @@ class Server:
         self._fence = fence
         self._process = process
         self._log_from = 0
+        self._log_read = _size(layout.server_log)
 
     @classmethod
     def adopt(cls, layout: Layout, fence: ProcessLock, pid: int) -> Server:
@@ -76,6 +77,17 @@ class Server:
             except (OSError, ValueError, LookupError, TypeError):
                 return None
         return None
+
+    def write_error(self) -> str:
+        """The line in which it has said, since the last look, that a write failed; else empty.
+
+        After that nats-server stores nothing in the stream concerned until it is started again.
+        """
+        size = _size(self._layout.server_log)
+        if size == self._log_read:
+            return ""
+        said, self._log_read = _tail(self._layout.server_log, self._log_read), size
+        return next((line for line in said if "critical write error" in line.lower()), "")
 
     def ended(self) -> str:
         """How it ended, with the last lines of its log, passwords left out."""

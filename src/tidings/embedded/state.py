@@ -17,14 +17,15 @@ class State:
 
     supervisor: int
     """Pid of the one who reports."""
-    phase: Literal["starting", "ready"] = "starting"
+    phase: Literal["starting", "ready", "full"] = "starting"
+    """`full`: stopped, because the disk takes no more; started again by itself when there is space."""
     server: int | None = None
     """Pid of nats-server, for display only."""
     port: int | None = None
     """Where it answers, or answered last: asked for again at the next start."""
     version: str = ""
     problem: str = ""
-    """Why the server does not come up; empty when it does, or has not failed yet."""
+    """Why the server does not come up or was stopped; empty when it does, or has not failed yet."""
     at: float = 0.0
     """When this was written, seconds since 1970."""
     restarts: int = 0

@@ -1,10 +1,11 @@
 """The process that keeps one nats-server running for as long as anybody uses it.
 
-Started by the first client (see `launch.py`), it belongs to none of them: it
-detaches, holds `supervisor.lock`, and every tenth of a second looks at two things. *Is the server there?* If not, it
-is started again: at once, later with growing pauses. *Is anybody left?* Everybody who uses the broker shares
-`clients.lock`; the supervisor takes it exclusively when nobody does, and with it in hand stops the server and leaves.
-A client that comes in that moment waits for the lock and then starts a new supervisor.
+Started by the first client (see `launch.py`), it belongs to none of them: it detaches, holds `supervisor.lock`, and
+every tenth of a second looks at three things. *Is the server there?* If not, it is started again: at once, later with
+growing pauses. *Is there space?* When the disk is about to be full the server is stopped, because once a write of it
+has failed it stores nothing any more; it is started again when there is space. *Is anybody left?* Everybody who uses
+the broker shares `clients.lock`; the supervisor takes it exclusively when nobody does, and with it in hand stops the
+server and leaves. A client that comes in that moment waits for the lock and then starts a new supervisor.
 
 When a supervisor is killed, a client starts another one, which finds the server by its fence and looks after it. When
 the supervisor and all clients are killed, the lifeline ends the server. So no case needs a third process.
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from .binary import Binary, numbers
 from .config import Address, BrokerSettings, credentials, write_private
-from .locate import Layout
+from .locate import MIN_FREE, TOO_LITTLE, Layout
 from .locks import FileLock, ProcessLock, hold_lifeline
 from .probe import ProbeError, probe
 from .server import Server
@@ -80,15 +81,22 @@ class Supervisor:
         return False
 
     def _tend(self) -> None:
-        if self._server is None:
+        if self._state.phase == "full":
+            self._await_space()
+        elif self._server is None:
             if time.monotonic() >= self._next_start:
                 self._begin()
+        elif self._layout.free() < TOO_LITTLE:
+            self._close_shop(self._server, self._layout.no_space())
+        elif error := self._server.write_error():
+            self._close_shop(self._server, f"nats-server could not write and was stopped: {error}")
         elif not self._server.alive():
             self._again(self._server)
         elif self._state.phase != "ready":
             self._check_ready(self._server)
 
     def _begin(self) -> None:
+        self._layout.take_reserve()
         running = self._fence.holder()
         if running is not None:
             self._server = Server.adopt(self._layout, self._fence, running)
@@ -119,6 +127,20 @@ class Supervisor:
         self._note_version(greeting.version)
         self._report(phase="ready", server=server.pid, port=port, version=greeting.version, problem="")
         _say(f"nats-server {greeting.version} is ready on port {port}, process {server.pid}")
+
+    def _close_shop(self, server: Server, problem: str) -> None:
+        """The disk takes no more: tell those who wait at once, and stop what can store nothing."""
+        _say(problem)
+        self._report(phase="full", server=None, problem=problem)
+        self._layout.reserve.unlink(missing_ok=True)
+        server.stop()
+        self._server = None
+        self._next_start = time.monotonic() + max(0.5, self._pause())
+
+    def _await_space(self) -> None:
+        if time.monotonic() >= self._next_start and self._layout.free() >= MIN_FREE:
+            _say("there is space again")
+            self._report(phase="starting", problem="")
 
     def _again(self, server: Server) -> None:
         """The server ended and nobody had asked it to."""
@@ -152,6 +174,7 @@ class Supervisor:
             running = Server.adopt(self._layout, self._fence, pid)
         if running is not None:
             running.stop()
+        self._layout.reserve.unlink(missing_ok=True)
         _say("nobody is left: stopped")
         self._lock.close()
         self._clients.release()

@@ -31,6 +31,8 @@ class Place(msgspec.Struct, frozen=True):
     servers: tuple[str, ...] = ()
     user: str | None = None
     password: str | None = None
+    replicas: int | None = None
+    """NATS: copies that a new namespace is kept in; None is three in a cluster, one on a single server."""
 
     @property
     def shown(self) -> str:
@@ -54,7 +56,8 @@ def parse(url: str, namespace: str = "") -> Place:
 
 
 def _parse_nats(url: str, scheme: str, namespace: str) -> Place:
-    # Several hosts stand in one URL, separated by commas: nats://user:password@one,two:4223/namespace
+    # Several hosts stand in one URL, separated by commas: nats://user:password@one,two:4223/namespace?replicas=3
+    url, _, options = url.partition("?")
     address, _, path = url.removeprefix(f"{scheme}://").partition("/")
     login, at, hosts = address.rpartition("@")
     user, _, password = login.partition(":")
@@ -69,7 +72,15 @@ def _parse_nats(url: str, scheme: str, namespace: str) -> Place:
         if not port_is_number:
             raise ConfigError(f"the URL {mask(url)!r}: the port of {server!r} is not a number")
     name = namespace or path.strip("/") or "tidings"
-    return Place("nats", name, None, servers, unquote(user) if at else None, unquote(password) if at else None)
+    login_of = (unquote(user), unquote(password)) if at else (None, None)
+    return Place("nats", name, None, servers, *login_of, _replicas(options) if options else None)
+
+
+def _replicas(options: str) -> int:
+    name, _, value = options.partition("=")
+    if name != "replicas" or value not in ("1", "3", "5"):
+        raise ConfigError(f"the URL's option {options!r} is not known: write ?replicas=1, ?replicas=3 or ?replicas=5")
+    return int(value)
 
 
 def mask(url: str) -> str:
@@ -115,7 +126,7 @@ async def connect(
             async def locate() -> Address:
                 return Address(place.servers, place.user, place.password)
 
-        engine = NatsEngine(locate, namespace=place.namespace, roots=roots, clock=clock)
+        engine = NatsEngine(locate, namespace=place.namespace, roots=roots, clock=clock, replicas=place.replicas)
     stack.push_async_callback(engine.close)
     await engine.open()
     return engine  # type: ignore[no-any-return]

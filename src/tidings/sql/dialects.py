@@ -63,7 +63,7 @@ class SQLite:
             try:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             except OperationalError as error:
-                if left and getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == _BUSY:
+                if left and _is_busy(error):
                     continue
                 raise
             return
@@ -86,8 +86,17 @@ class SQLite:
             connection.exec_driver_sql("PRAGMA synchronous=FULL")
         if int(connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one()) < _BUSY_TIMEOUT:
             connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_TIMEOUT}")
-        connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        try:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        except OperationalError as error:
+            if _is_busy(error):  # this pragma does not wait for others; the next transaction tries again
+                return
+            raise
         connection.info[_PREPARED] = True
+
+
+def _is_busy(error: OperationalError) -> bool:
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == _BUSY
 
 
 class PostgreSQL:

@@ -16,7 +16,14 @@ _AFTER: Final = "tidings-after-commit"
 
 def watch(engine: Engine) -> None:
     """Listen to the engine; idempotent. Changes nothing for who uses it."""
-    for name, listener in (("handle_error", _failed), ("rollback", _rolled_back), ("checkin", _returned)):
+    listeners: list[tuple[str, Callable[..., Any]]] = [
+        ("handle_error", _failed),
+        ("rollback", _rolled_back),
+        ("checkin", _returned),
+    ]
+    if engine.dialect.name == "sqlite":
+        listeners.append(("invalidate", _thrown_away))
+    for name, listener in listeners:
         if not event.contains(engine, name, listener):
             event.listen(engine, name, listener)
 
@@ -59,3 +66,12 @@ def _returned(dbapi_connection: Any, record: Any) -> None:
             callback()
         except Exception:
             log.exception("after a commit: %r failed", callback)
+
+
+def _thrown_away(dbapi_connection: Any, record: Any, error: BaseException | None) -> None:
+    """SQLite does not close a connection that still has an unfinished statement, as one cancelled in the middle of an
+    INSERT … RETURNING: it keeps the write lock until the statement is garbage. So roll back before the close."""
+    try:
+        dbapi_connection.rollback()
+    except Exception as failure:
+        log.debug("no rollback on a connection that is thrown away: %s", failure)

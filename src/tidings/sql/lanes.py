@@ -170,17 +170,19 @@ class Threads:
 
     def __init__(self) -> None:
         self._idle: list[Thread] = []
+        self._closed = False
 
     def take(self) -> Thread:
         return self._idle.pop() if self._idle else Thread()
 
     def give_back(self, thread: Thread) -> None:
-        """Keep it for the next transaction, unless a call in it does not end."""
-        if thread.idle:
+        """Keep it for the next transaction, unless a call in it does not end or there will be none."""
+        if thread.idle and not self._closed:
             self._idle.append(thread)
         else:
             thread.end()
 
     def close(self) -> None:
+        self._closed = True
         while self._idle:
             self._idle.pop().end()

@@ -127,15 +127,19 @@ class Transaction:
             connection.execute(_STILL_USABLE)
 
     async def _close(self) -> None:
-        self._unguard()
-        if not await self._within_grace(Session.close, "rollback failed, the connection is thrown away"):
-            await self._within_grace(Session.invalidate, "the connection does not even close")
+        if not await self._within_grace(Session.close, "the rollback failed, its connection is thrown away"):
+            await self._within_grace(Session.invalidate, "its connection does not even close")
         self._open = False
 
-    async def _within_grace(self, function: Callable[[Session], None], otherwise: str) -> bool:
+    async def _within_grace(self, ending: Callable[[Session], None], otherwise: str) -> bool:
+        def unguarded(session: Session) -> None:
+            # Here, and not before the call: a cancelled `_guard` may still be at work in the session's thread.
+            self._unguard()
+            ending(session)
+
         try:
             async with asyncio.timeout(_GRACE):
-                await self._lane.call(function)
+                await self._lane.call(unguarded)
         except Exception as error:
             log.warning("%s: %s: %s", self._description, otherwise, str(error) or "no answer")
             return False

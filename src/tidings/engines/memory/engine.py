@@ -100,6 +100,14 @@ class MemoryEngine:
         await self._turn()
         return self._store.publish(messages)
 
+    async def delayed(self, limit: int) -> list[Outgoing]:
+        await self._turn()
+        return self._store.delayed(limit)
+
+    async def cancel(self, subject: str, id: str) -> bool:
+        await self._turn()
+        return self._store.cancel(subject, id)
+
     async def pull(self, group: str, limit: int, wait: float) -> list[Delivery]:
         await self._turn()
         end = self._clock.monotonic() + wait

@@ -81,11 +81,15 @@ class Log:
         self.last += 1
         entry = Entry(self.last, message.subject, self._clock.time(), dict(message.headers), bytes(message.body))
         self._entries[self.last] = entry
-        self._known[message.subject, message.id] = (self.last, self._clock.monotonic())
+        self.remember(message, self.last)
         self._subjects[entry.subject] += 1
         self.bytes += size_of(entry)
         self.arrived.ring()
         return entry
+
+    def remember(self, message: Outgoing, position: int) -> None:
+        """Know the (subject, id) for the dedupe window."""
+        self._known[message.subject, message.id] = (position, self._clock.monotonic())
 
     def known(self, message: Outgoing) -> int | None:
         """Where the same (subject, id) was stored within the dedupe window, or None."""

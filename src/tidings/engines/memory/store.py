@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import msgspec
 
-from tidings.clock import Clock, SystemClock
+from tidings.clock import Clock, SystemClock, Timer
 from tidings.engine import (
     Claim,
     Dead,
@@ -67,7 +68,7 @@ class MemoryStore:
         self._limit = limit
         self._retention = retention
         self._groups: dict[str, GroupQueue] = {}
-        self._scheduled: set[tuple[str, str]] = set()
+        self._delayed: dict[tuple[str, str], tuple[Outgoing, Timer]] = {}
         self._records: dict[str, Record] = {}
         self._requests = 0
         self._changes = Bell()
@@ -147,7 +148,7 @@ class MemoryStore:
         return [self._accept(message) for message in messages]
 
     def _known(self, message: Outgoing) -> int | None:
-        return 0 if (message.subject, message.id) in self._scheduled else self.log.known(message)
+        return 0 if (message.subject, message.id) in self._delayed else self.log.known(message)
 
     def _accept(self, message: Outgoing) -> Stored:
         position = self._known(message)
@@ -156,13 +157,27 @@ class MemoryStore:
         rest = 0.0 if message.not_before is None else message.not_before - self.clock.time()
         if rest <= 0:
             return Stored(self._append(message))
-        self._scheduled.add((message.subject, message.id))
-        self.clock.call_later(rest, partial(self._fall_due, message))
+        timer = self.clock.call_later(rest, partial(self._fall_due, message))
+        self._delayed[message.subject, message.id] = (message, timer)
         return Stored(0)
 
     def _fall_due(self, message: Outgoing) -> None:
-        self._scheduled.discard((message.subject, message.id))
+        del self._delayed[message.subject, message.id]
         self._append(message)
+
+    def delayed(self, limit: int) -> list[Outgoing]:
+        """What waits for its time, by publishing, the oldest first."""
+        return [message for message, _ in islice(self._delayed.values(), limit)]
+
+    def cancel(self, subject: str, id: str) -> bool:
+        """Whether it was waiting for its time; then it never comes, and its id stays known."""
+        found = self._delayed.pop((subject, id), None)
+        if found is None:
+            return False
+        message, timer = found
+        timer.cancel()
+        self.log.remember(message, 0)
+        return True
 
     def _append(self, message: Outgoing) -> int:
         entry = self.log.append(message)

@@ -11,7 +11,7 @@ import msgspec
 
 from ...errors import EngineError, EngineUnavailable, InvalidMessage, StoreFull, Unconfirmed
 from .connection import Frame
-from .link import Disconnected, Link
+from .link import Denied, Disconnected, Link
 
 NO_CONSUMER: Final = 10014
 NO_MESSAGE: Final = 10037
@@ -21,7 +21,9 @@ WRONG_SEQUENCE: Final = 10071
 CONSUMER_EXISTS: Final = 10148
 _GONE: Final = (10043, 10057, NO_MESSAGE)  # deleting what is not there any more
 _FULL: Final = (10002, 10023, 10047, 10077, 10122)
-_LATER: Final = (10008, 10009, 10118)  # no leader yet, a cluster that is just electing
+# No leader yet, a cluster that is just electing, or another write to the subject is still on its way to the copies:
+# whether that one counts is not decided, so whether a condition holds is not either.
+_LATER: Final = (10008, 10009, 10118, 10164)
 
 _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 PAGE: Final = 500
@@ -86,6 +88,8 @@ class JetStream:
     def __init__(self, link: Link, timeout: float) -> None:
         self.link = link
         self.timeout = timeout
+        self._direct = True
+        """Whether this user may read by direct gets; else each message is asked for by itself."""
 
     async def call(self, verb: str, body: object = None, *, timeout: float | None = None) -> dict[str, Any]:
         """One API request. Raises `ApiError`, `EngineUnavailable` when nobody answered in time.
@@ -134,6 +138,12 @@ class JetStream:
         while (left := until - loop.time()) > 0:
             try:
                 await self.link.ready(left)
+            except (EngineUnavailable, StoreFull) as error:
+                if not sent:
+                    raise
+                why = str(error)
+                break
+            try:
                 frame = await self.link.request(subject, body, headers, timeout=min(left, self.timeout / 2))
                 sent = True
                 if (ack := read_ack(frame)) is not None:
@@ -215,6 +225,8 @@ class JetStream:
 
     async def ask_last(self, stream: str, subject: str) -> asyncio.Future[Frame] | None:
         """`last`, begun: many may be under way. None when it could not be sent."""
+        if not self._direct:
+            return None
         try:
             await self.link.ready(self.timeout)
             return await self.link.ask(f"$JS.API.DIRECT.GET.{stream}.{subject}")
@@ -223,6 +235,8 @@ class JetStream:
 
     async def found(self, asked: asyncio.Future[Frame] | None, stream: str, subject: str) -> Frame | None:
         """What `ask_last` found; asks again when the answer was lost."""
+        if not self._direct:
+            return await self.message(stream, subject)
         try:
             if asked is None:
                 raise TimeoutError
@@ -232,12 +246,18 @@ class JetStream:
                 raise TimeoutError
         except (TimeoutError, Disconnected):
             frame = await self._ask(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", self.timeout)
+        except Denied:
+            self._direct = False
+            return await self.message(stream, subject)
         return None if frame.status == "404" or frame.header("Status") == "404" else frame
 
     async def message(self, stream: str, subject: str) -> Frame | None:
         """The last message of a subject, read from the leader: sees every write that was confirmed."""
+        return await self._get(stream, {"last_by_subj": subject})
+
+    async def _get(self, stream: str, which: dict[str, Any]) -> Frame | None:
         try:
-            found = await self.call(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+            found = await self.call(f"STREAM.MSG.GET.{stream}", which)
         except ApiError as error:
             if error.code == NO_MESSAGE:
                 return None
@@ -245,15 +265,33 @@ class JetStream:
         return _decoded(found["message"])
 
     async def pages(self, stream: str, filter: str, first: int, size: int = PAGE) -> AsyncIterator[list[Frame]]:
-        """The stored messages that match from sequence `first` on, by direct gets."""
+        """The stored messages that match from sequence `first` on."""
         while True:
-            request = {"seq": first, "next_by_subj": filter, "batch": size, "max_bytes": _PAGE_BYTES}
-            frames = await self._page(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request))
+            frames, more = await self._some(stream, filter, first, size)
             if frames:
                 yield frames
                 first = int(frames[-1].header("Nats-Sequence")) + 1
-            if not frames or int(frames[-1].header("Nats-Num-Pending") or 0) == 0:
+            if not frames or not more:
                 return
+
+    async def _some(self, stream: str, filter: str, first: int, size: int) -> tuple[list[Frame], bool]:
+        """The next messages that match, and whether there may be more."""
+        if self._direct:
+            request = {"seq": first, "next_by_subj": filter, "batch": size, "max_bytes": _PAGE_BYTES}
+            try:
+                frames = await self._page(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request))
+            except Denied:
+                self._direct = False
+            else:
+                return frames, bool(frames) and frames[-1].header("Nats-Num-Pending") not in ("", "0")
+        found: list[Frame] = []
+        while len(found) < size:
+            frame = await self._get(stream, {"seq": first, "next_by_subj": filter})
+            if frame is None:
+                return found, False
+            found.append(frame)
+            first = int(frame.header("Nats-Sequence")) + 1
+        return found, True
 
     async def first_since(self, stream: str, filter: str, time: str) -> int | None:
         """The first sequence that matches and was stored at `time` (RFC 3339) or later."""

@@ -34,6 +34,8 @@ class Address(msgspec.Struct, frozen=True):
     """URLs, `nats://host:port` or `tls://host:port`."""
     user: str | None = None
     password: str | None = None
+    inbox_prefix: str = "_INBOX"
+    """What reply subjects begin with; a user may be given one that others cannot listen to."""
 
     def __repr__(self) -> str:
         return f"Address({', '.join(self.servers)}, user={self.user!r})"

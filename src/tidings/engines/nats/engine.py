@@ -30,6 +30,7 @@ from .api import JetStream
 from .census import Census
 from .groups import Groups
 from .housekeeping import keep_tidy
+from .later import Later
 from .layout import Layout
 from .link import Link, Locate
 from .live import Live
@@ -47,7 +48,10 @@ _RESERVE: Final = 64 * 1024
 
 
 class NatsEngine:
-    """`tidings.engine.Engine` on NATS JetStream. `locate` says where the servers are, each time it is needed."""
+    """`tidings.engine.Engine` on NATS JetStream. `locate` says where the servers are, each time it is needed.
+
+    `replicas` is the number of copies that a new namespace is kept in; None is three in a cluster, one without.
+    """
 
     durable = True
 
@@ -59,11 +63,13 @@ class NatsEngine:
         roots: Sequence[str] = ("events.>",),
         clock: Clock | None = None,
         timeout: float = 10.0,
+        replicas: int | None = None,
     ) -> None:
         self._layout = Layout(namespace, tuple(roots))
         self._clock = clock or SystemClock()
         self._link = Link(locate, name=f"tidings {namespace}")
         self._js = JetStream(self._link, timeout)
+        self._replicas = replicas
         self._groups = Groups(self._js, self._layout)
         self._publisher = Publisher(self._js, self._layout, self._clock)
         self._settler = Settler(self._js, self._layout, self._clock, self._forget_delivery)
@@ -71,6 +77,7 @@ class NatsEngine:
         self._census = Census(self._js, self._layout, self._clock, self._graveyard)
         self._reader = Reader(self._js, self._layout)
         self._records = Records(self._js, self._layout)
+        self._later = Later(self._js, self._layout)
         self._live = Live(self._link, timeout, lambda: self.max_message)
         self._pullers: dict[str, Puller] = {}
         self._opening = asyncio.Lock()
@@ -95,7 +102,7 @@ class NatsEngine:
             try:
                 async with asyncio.timeout(30.0):
                     await self._link.open(min(6.0, self._js.timeout))
-                    await prepare(self._js, self._layout)
+                    await prepare(self._js, self._layout, self._replicas)
             except BaseException:
                 await self._link.close()
                 raise
@@ -139,12 +146,20 @@ class NatsEngine:
         self._check_open()
         puller = self._pullers.pop(group, None)
         if puller is not None:
-            puller.abandon()
+            await puller.stop()
         await self._groups.forget(group)
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Stored]:
         self._check_open()
         return await self._publisher.publish(messages, self.max_message)
+
+    async def delayed(self, limit: int) -> list[Outgoing]:
+        self._check_open()
+        return await self._later.delayed(limit)
+
+    async def cancel(self, subject: str, id: str) -> bool:
+        self._check_open()
+        return await self._later.cancel(subject, id)
 
     async def pull(self, group: str, limit: int, wait: float) -> list[Delivery]:
         self._check_open()

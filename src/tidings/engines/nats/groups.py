@@ -190,6 +190,15 @@ class Groups:
             info = await self._js.consumer(stream, name)
             if info is not None and bool(info.get("paused")) != paused:
                 await self._js.pause(stream, name, FOREVER if paused else None)
+                await self._paused(stream, name, paused)
+
+    async def _paused(self, stream: str, name: str, paused: bool) -> None:
+        """Wait until the consumer itself knows: in a cluster the answer to the request comes before that."""
+        until = asyncio.get_running_loop().time() + self._js.timeout
+        while (info := await self._js.consumer(stream, name)) and bool(info.get("paused")) != paused:
+            if asyncio.get_running_loop().time() > until:
+                raise EngineUnavailable(f"group {name} is not {'paused' if paused else 'resumed'} yet: try again")
+            await asyncio.sleep(0.02)
 
 
 def _merged(shape: Shape, group: Group) -> Shape:

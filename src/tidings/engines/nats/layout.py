@@ -66,6 +66,10 @@ class Layout(msgspec.Struct, frozen=True):
     def schedule(self, subject: str, id: str) -> str:
         return f"_t.{self.namespace}.at.{hashlib.sha256(f'{subject} {id}'.encode()).hexdigest()[:32]}"
 
+    @property
+    def every_schedule(self) -> str:
+        return f"_t.{self.namespace}.at.>"
+
     def due(self, subject: str) -> str:
         return f"_t.{self.namespace}.due.{subject}"
 

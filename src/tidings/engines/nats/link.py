@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeAlias
 
-from ...errors import Closed, EngineError, EngineUnavailable, TooLarge
+from ...errors import Closed, EngineError, EngineUnavailable, StoreFull, TooLarge
 from .connection import Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
 
 log = logging.getLogger("tidings.engines.nats")
@@ -22,7 +22,7 @@ Locate: TypeAlias = Callable[[], Awaitable[Address]]
 Connector: TypeAlias = Callable[[str, Address, str, OnLost, OnDenied], Awaitable[CoreConnection]]
 
 MAX_CONTROL_LINE: Final = 4096
-_PAUSES: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+_PAUSES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
 _WATCH: Final = 1.0
 _PINGS: Final = 5
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"')
@@ -71,7 +71,8 @@ class Link:
     """Reconnects for as long as it is open. Nothing is kept for later: what cannot be sent raises `Disconnected`."""
 
     def __init__(self, locate: Locate, *, name: str = "tidings", connector: Connector = connect_nats_py) -> None:
-        self.inbox = f"_INBOX.{secrets.token_hex(8)}"
+        self.inbox = ""
+        """Prefix of the reply subjects of this connection; stands after the first connect."""
         self.generation = 0
         """Rises with each connection: what was asked of an older one is gone."""
         self.last_problem = ""
@@ -84,6 +85,7 @@ class Link:
         self._tokens = itertools.count()
         self._up = asyncio.Event()
         self._down = asyncio.Event()
+        self._full = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._known: tuple[str, ...] = ()
         self._closed = False
@@ -111,20 +113,23 @@ class Link:
 
     async def open(self, patience: float) -> None:
         """Connect. Raises `EngineUnavailable` after `patience` seconds."""
-        self._answering = Subscription(self, f"{self.inbox}.a.*", "", self._answer)
-        self._subscriptions.add(self._answering)
+        self._closed = False
+        self._up.clear()
+        self._subscriptions = set()
+        self.inbox = ""
         self._task = asyncio.create_task(self._run(), name="tidings nats link")
         await self.ready(patience)
 
     async def ready(self, patience: float) -> None:
-        """Wait until connected. Raises `EngineUnavailable` after `patience` seconds, `Closed` after `close`."""
+        """Wait until connected. Raises `EngineUnavailable` after `patience` seconds, `Closed` after `close`, and
+        `StoreFull` at once while the server is known to be stopped for want of space."""
         if not self.connected:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
-                    await self._up.wait()
+            await _first(patience, self._up, self._full)
         if self._closed:
             raise Closed("the engine was closed")
         if not self._up.is_set():
+            if self._full.is_set():
+                raise StoreFull(self.last_problem)
             raise EngineUnavailable(self._nobody())
 
     async def close(self) -> None:
@@ -135,20 +140,19 @@ class Link:
         if self._connection is not None and self.connected:
             with contextlib.suppress(OSError):
                 await self._connection.ping()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._drop(Closed("the engine was closed"))
-        self._up.set()
-        await asyncio.gather(*self._closing)
+        await self._end("the engine was closed")
 
     async def abandon(self) -> None:
         """Disconnect as a killed process does: nothing is sent any more."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._drop(Closed("the engine was abandoned"))
+        await self._end("the engine was abandoned")
+
+    async def _end(self, why: str) -> None:
+        tasks = [*self._beside, *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._drop(Closed(why))
         self._up.set()
         await asyncio.gather(*self._closing)
 
@@ -287,10 +291,11 @@ class Link:
     def _denied(self, text: str) -> None:
         # nats-py hands the text on in lower case.
         found = _DENIED.search(text)
-        log.warning("%s", text)
-        for subject, arrived in list(self._answers.values()):
-            if found and subject.lower() == found[1]:
-                arrived(Denied(subject))
+        asked = [waiting for waiting in self._answers.values() if found and waiting[0].lower() == found[1]]
+        for subject, arrived in asked:
+            arrived(Denied(subject))
+        if not asked:
+            log.warning("%s", text)
 
     def _lost(self, error: Exception | None) -> None:
         self.last_problem = str(error or "the connection was lost")
@@ -306,6 +311,10 @@ class Link:
                 if not isinstance(error, EngineError):
                     log.exception("where the servers are could not be found out")
                 self.last_problem = str(error)
+                if isinstance(error, StoreFull):
+                    self._full.set()
+                else:
+                    self._full.clear()
                 log.debug("not connected: %s", error)
                 pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
                 attempt += 1
@@ -319,6 +328,9 @@ class Link:
 
     async def _connect(self) -> None:
         address = await self._locate()
+        if not self.inbox:
+            self.inbox = f"{address.inbox_prefix}.{secrets.token_hex(8)}"
+            self._subscriptions.add(Subscription(self, f"{self.inbox}.a.*", "", self._answer))
         servers = list(dict.fromkeys([*random.sample(address.servers, len(address.servers)), *self._known]))
         problems: list[str] = []
         for server in servers:
@@ -342,6 +354,7 @@ class Link:
             self.generation += 1
             if self.generation > 1:
                 log.info("connected again to %s", connection.server)
+            self._full.clear()
             self._up.set()
             self._tell()
             return
@@ -392,3 +405,13 @@ class Link:
             f"no NATS server can be used at the moment ({self.last_problem or 'not connected'}): "
             "is it running, and are address, user and password right?"
         )
+
+
+async def _first(patience: float, *events: asyncio.Event) -> None:
+    """Return when one of them is set, or after `patience` seconds."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()

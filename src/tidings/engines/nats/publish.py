@@ -8,7 +8,7 @@ from typing import Final
 
 from ...clock import Clock
 from ...engine import Outgoing, Stored
-from ...errors import EngineUnavailable, InvalidMessage, TidingsError, Unconfirmed
+from ...errors import EngineUnavailable, InvalidMessage, StoreFull, TidingsError, Unconfirmed
 from ...subjects import matches
 from .api import Ack, JetStream, read_ack
 from .connection import Frame
@@ -45,6 +45,12 @@ class Publisher:
         while (left := until - loop.time()) > 0:
             try:
                 await self._link.ready(left)
+            except (EngineUnavailable, StoreFull) as error:  # nobody came in time, or nobody will before there is space
+                if not sent:
+                    raise
+                why = str(error)
+                break
+            try:
                 sent = True
                 async with asyncio.timeout(max(left / 2, 0.1)):
                     await self._try(messages, late, results)

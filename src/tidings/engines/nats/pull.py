@@ -67,16 +67,25 @@ class Puller:
         self._keeper: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._stops = 0
+        self._pulling = 0
+        self._pulled = 0.0
         self._closed = False
 
     async def pull(self, limit: int, wait: float) -> list[Delivery]:
         """See `Engine.pull`."""
+        self._pulling += 1
+        try:
+            return await self._pull(limit, wait)
+        finally:
+            self._pulling -= 1
+            self._pulled = self._clock.monotonic()
+
+    async def _pull(self, limit: int, wait: float) -> list[Delivery]:
         loop = asyncio.get_running_loop()
         until, asked, stops = loop.time() + wait, False, self._stops
         while self._stops == stops:
             if taken := await self._take(limit):
-                if len(taken) == limit > 1:
-                    await self._ask(limit, 0.0)
+                await self._ask_ahead(limit, taken)
                 return taken
             left = until - loop.time()
             if asked and left <= 0 and not (wait <= 0 and self._asking):
@@ -120,7 +129,8 @@ class Puller:
             waiting = [*(delivery.token.reply for delivery in self._buffer), *(f.reply for f in self._doubtful)]
             self._buffer.clear()
             self._doubtful.clear()
-            await self._hand_back(waiting)
+            with contextlib.suppress(EngineUnavailable):  # else they come back with the end of their lease
+                await self._hand_back(waiting)
 
     async def close(self) -> None:
         """Stop, hand back also what was handed out and not settled, and end all waiting pulls with `Closed`."""
@@ -185,6 +195,17 @@ class Puller:
         for fetch in self._fetches.values():
             if wanted > 0 and not fetch.open:
                 await fetch.ask(wanted, wait)
+
+    async def _ask_ahead(self, limit: int, taken: list[Delivery]) -> None:
+        """Where much waits, have the next ones sent while these are handled: only what is there already."""
+        try:
+            if len(taken) == limit > 1:
+                await self._ask(limit, 0.0)
+        except EngineUnavailable:
+            return  # the next pull will see
+        except BaseException:
+            self._put_back(taken)
+            raise
 
     def _receive(self, frame: Frame) -> None:
         if not frame.reply.startswith("$JS.ACK."):
@@ -259,11 +280,14 @@ class Puller:
             await self._complete([delivery for delivery in taken if delivery.deliveries > 1])
             await self._fetch_bodies([delivery for delivery in taken if delivery.token.reference])
         except BaseException:
-            for delivery in taken:
-                self.settled(delivery)
-            self._buffer.extendleft(reversed(taken))
+            self._put_back(taken)
             raise
         return taken
+
+    def _put_back(self, taken: list[Delivery]) -> None:
+        for delivery in taken:
+            self.settled(delivery)
+        self._buffer.extendleft(reversed(taken))
 
     async def _complete(self, deliveries: list[Delivery]) -> None:
         """Look up what was tried before on those that have been handed out before."""
@@ -282,13 +306,19 @@ class Puller:
             delivery.token.reference = False
 
     async def _keep(self) -> None:
-        """Renew the leases of what waits here for a `pull`, and forget what was held too long."""
+        """Renew the leases of what waits here for a `pull`, and forget what was held too long.
+
+        When no pull has come for half a lease it goes back: others may be idle while this process is busy or stuck.
+        """
         while True:
             assert self._shape is not None
             await asyncio.sleep(min(self._shape.lease / 3, 10.0))
             now = self._clock.monotonic()
             self._held = {key: held for key, held in self._held.items() if held[0].deadline + self._shape.lease > now}
             self._buffer = deque(delivery for delivery in self._buffer if delivery.deadline > now)
+            if not self._pulling and now - self._pulled > self._shape.lease / 2:
+                self._link.spawn(self.stop())
+                return
             with contextlib.suppress(EngineUnavailable):
                 for delivery in list(self._buffer):
                     await self._link.publish(delivery.token.reply, b"+WPI")

@@ -14,17 +14,23 @@ from .layout import API_LEVEL, Layout
 from .link import Denied
 
 _LOCK_LIFE = 5
+_COPIES = 3
+_NO_CLUSTER = 10074  # one server keeps one copy
+_TOO_FEW = 10005  # the cluster has not that many servers with JetStream and space at the moment
 
 
-async def prepare(js: JetStream, layout: Layout) -> None:
-    """Check the server, create what is missing, add new roots. A user who may only read is enough when all is there."""
+async def prepare(js: JetStream, layout: Layout, replicas: int | None = None) -> None:
+    """Check the server, create what is missing, add new roots. A user who may only read is enough when all is there.
+
+    New streams are kept in `replicas` copies; None is three in a cluster, one on a single server.
+    """
     await _check_server(js)
     control = await _existing(js, layout.control)
     events = await _existing(js, layout.events)
     if control is None:
-        control = await _create(js, layout, layout.control_config(1))
+        control = await _create(js, layout, layout.control_config(replicas or _COPIES), replicas is None)
     if events is None:
-        events = await _create(js, layout, layout.events_config(1))
+        events = await _create(js, layout, layout.events_config(replicas or _COPIES), replicas is None)
     _check(layout.control, control, layout.control_config(1))
     _check(layout.events, events, layout.events_config(1))
     if _missing(layout, events):
@@ -52,7 +58,7 @@ async def locked(js: JetStream, layout: Layout) -> AsyncIterator[None]:
 
 async def _check_server(js: JetStream) -> None:
     try:
-        info = await js.call("INFO", timeout=min(3.0, js.timeout))
+        info = await js.call("INFO", timeout=max(min(3.0, js.timeout), js.timeout - 7.0))
     except Denied:
         return
     except ApiError as error:
@@ -62,7 +68,7 @@ async def _check_server(js: JetStream) -> None:
             raise
         raise EngineUnavailable(
             f"{js.link.server} answers, but JetStream does not: start nats-server with `-js`, or enable it for the "
-            f"account ({error})"
+            f"account; a cluster that has just lost a server needs up to 10 seconds ({error})"
         ) from error
     level = (info.get("api") or {}).get("level", 0)
     if level < API_LEVEL:
@@ -81,7 +87,7 @@ async def _existing(js: JetStream, name: str) -> dict[str, Any] | None:
     return config
 
 
-async def _create(js: JetStream, layout: Layout, config: dict[str, Any]) -> dict[str, Any]:
+async def _create(js: JetStream, layout: Layout, config: dict[str, Any], one_will_do: bool) -> dict[str, Any]:
     name = config["name"]
     try:
         created: dict[str, Any] = (await js.call(f"STREAM.CREATE.{name}", config))["config"]
@@ -91,6 +97,13 @@ async def _create(js: JetStream, layout: Layout, config: dict[str, Any]) -> dict
             "it: start a worker of it once"
         ) from error
     except ApiError as error:
+        if error.code == _NO_CLUSTER and one_will_do:
+            return await _create(js, layout, config | {"num_replicas": 1}, False)
+        if error.code in (_NO_CLUSTER, _TOO_FEW):
+            raise EngineUnavailable(
+                f"{js.link.server} cannot keep {config['num_replicas']} copies of the stream {name} ({error}): are all "
+                "servers of the cluster up? To be content with fewer copies write ?replicas=1 behind the URL"
+            ) from error
         if error.code == OVERLAP:
             raise ConfigError(
                 f"the subjects {', '.join(config['subjects'])} belong to another namespace or stream of this NATS "

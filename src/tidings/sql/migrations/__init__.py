@@ -91,9 +91,11 @@ class Migrations:
             return
         assert self._url is not None
         engine = self._engine(self._url)
+        database = Database(engine)
         try:
-            yield Database(engine)
+            yield database
         finally:
+            database.close()
             if isinstance(engine, AsyncEngine):
                 await engine.dispose()
             else:
@@ -108,7 +110,7 @@ class Migrations:
         except ModuleNotFoundError as error:
             raise MissingExtra(f"the driver of {masked(url)} ({error.name})", "postgres") from error
         except SQLAlchemyError as error:
-            raise ConfigError(f"{masked(url)} is no URL for an async engine: {error}") from error
+            raise ConfigError(f"{masked(url)} is no URL for an async engine: {masked(error)}") from error
 
     def _status(self, connection: Connection) -> Status:
         applied = self._applied(connection)

@@ -1,0 +1,51 @@
+"""The engines that are held to the promises, and the cases that apply to each: this table, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from conformance.memory_world import MemoryWorld
+from conformance.nats_world import Broker, NatsWorld
+from tidings.conformance import Layer, World, cases
+
+Make = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[World]]
+
+
+class Kind(NamedTuple):
+    """An engine that is held to the promises."""
+
+    wired: bool
+    """Whether there is a server, and a wire to it, that a case can break."""
+    make: Make
+
+
+def _embedded(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[World]:
+    directory: Path = request.getfixturevalue("tmp_path")
+    return NatsWorld(Broker(directory / "broker"))
+
+
+def _cluster(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[World]:
+    # A new leader takes up to 10 seconds: calls have to wait for it.
+    return NatsWorld(request.getfixturevalue("cluster"), patience=30.0)
+
+
+WORLDS = {
+    "memory": Kind(False, lambda _: MemoryWorld()),  # lives in the process: there is no server or wire to break
+    "embedded": Kind(True, _embedded),
+    "cluster": Kind(True, _cluster),
+}
+
+
+def everywhere(layer: Layer) -> pytest.MarkDecorator:
+    """Run the test with each case of the layer in a world of each engine that it applies to."""
+    pairs = [
+        pytest.param(name, case, id=f"{name}-{case}")
+        for name, kind in WORLDS.items()
+        for case in cases(layer, wired=kind.wired)
+    ]
+    return pytest.mark.parametrize(("world", "case"), pairs, indirect=["world"])

@@ -1,0 +1,162 @@
+"""`tidings demo` as somebody meets it: started, used, broken, stopped, started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from started import PATIENCE, Started, all_gone, eventually, gone
+from tidings import embedded
+
+
+class Demo:
+    """A demo that runs, with its data in one folder."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.data = folder / "data of the demo"
+        self.started = Started(
+            "demo", "--data", str(self.data), "--no-open", *words, cwd=folder, environment={"TIDINGS_DATABASE_URL": ""}
+        )
+
+    def ready(self) -> Demo:
+        self.page = self.started.until("Ready after").split()[-1]
+        return self
+
+    def add(self, item: str) -> str:
+        body = json.dumps({"item": item}).encode()
+        request = Request(f"{self.page}/todo", body, {"Content-Type": "application/json"})
+        return str(json.load(urlopen(request, timeout=PATIENCE))["id"])
+
+    def items(self) -> list[str]:
+        return [row["item"] for row in json.load(urlopen(f"{self.page}/todo", timeout=PATIENCE))]
+
+    def stop(self) -> int:
+        with all_gone(self.started.children()):
+            self.started.signal(signal.SIGINT)
+            return self.started.ended()
+
+    def __enter__(self) -> Demo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.started.__exit__()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    eventually(lambda: embedded.locate(tmp_path / "data of the demo") is None)
+
+
+def test_an_item_is_saved_audited_and_survives(folder: Path) -> None:
+    """First start: an item goes the whole way. Ctrl-C: exit code 0, nobody left. Second start: quick, all there."""
+    with Demo(folder, "--port", "0") as demo:
+        assert demo.started.until("") == "Starting the to-do system …\n"
+        demo.ready()
+        demo.add("write the docs")
+        demo.started.until("AUDIT")
+        eventually(lambda: demo.items() == ["write the docs"])
+        assert demo.stop() == 0
+    assert (demo.data / "todo.sqlite3").exists()
+    assert "AUDIT" in (demo.data / "log" / "demo.log").read_text()
+    eventually(lambda: embedded.locate(demo.data) is None)
+    began = time.monotonic()
+    with Demo(folder, "--port", "0").ready() as again:
+        assert time.monotonic() - began < 5.0
+        assert again.items() == ["write the docs"]
+        assert again.stop() == 0
+
+
+def test_it_says_what_one_needs_to_know(folder: Path) -> None:
+    """The URL, where data and logs are, how to stop, and three commands to try, all before anything is asked."""
+    with Demo(folder, "--port", "0", "--exit-after-ready") as demo:
+        assert demo.started.ended() == 0
+        out = demo.started.output
+    for words in ("page   http://127.0.0.1:", f"data   {demo.data}", "logs   ", "stop   Ctrl-C", "Next, in another"):
+        assert words in out
+    assert out.count("TIDINGS_URL=") == 2
+    assert "Traceback" not in out
+
+
+def test_everything_lies_in_the_data_folder(folder: Path) -> None:
+    """The working directory stays as it was."""
+    with Demo(folder, "--port", "0", "--exit-after-ready") as demo:
+        assert demo.started.ended() == 0
+    assert [path.name for path in folder.iterdir()] == [demo.data.name]
+
+
+def test_more_handlers_and_more_of_them(folder: Path) -> None:
+    """`--with mutate` changes what was saved; `--scale save=3` runs three processes that share the work."""
+    with Demo(folder, "--port", "0", "--with", "save,audit,mutate", "--scale", "save=3").ready() as demo:
+        for n in range(6):
+            demo.add(f"item {n}")
+        eventually(lambda: len(demo.items()) == 6 and all("nice review" in item for item in demo.items()))
+        demo.started.until("AUDIT", times=6)
+        assert demo.started.output.count("AUDIT") == 6
+        assert len(demo.started.children()) == 6
+        assert demo.stop() == 0
+
+
+def test_a_killed_worker_is_replaced_and_loses_nothing(folder: Path) -> None:
+    """kill -9 of the save-handler: the next item is saved by another one."""
+    with Demo(folder, "--port", "0").ready() as demo:
+        killed = demo.started.child("--group save-handler")
+        os.kill(killed, signal.SIGKILL)
+        demo.add("after the crash")
+        demo.started.until("was killed by SIGKILL")
+        eventually(lambda: demo.items() == ["after the crash"])
+        assert demo.started.child("--group save-handler") != killed
+        assert demo.stop() == 0
+
+
+def test_a_killed_demo_leaves_nothing_behind(folder: Path) -> None:
+    """kill -9 of the demo itself: web, workers and broker end, and the next start works."""
+    with Demo(folder, "--port", "0").ready() as demo:
+        demo.add("before")
+        children = demo.started.children()
+        assert len(children) == 3
+        demo.started.signal(signal.SIGKILL)
+        eventually(lambda: all(map(gone, children)), 15.0)
+        eventually(lambda: embedded.locate(demo.data) is None, 15.0)
+    with Demo(folder, "--port", "0").ready() as again:
+        eventually(lambda: again.items() == ["before"])
+        assert again.stop() == 0
+
+
+def test_a_port_that_was_asked_for_and_is_taken(folder: Path) -> None:
+    """Exit code 2 and the option that names another; nothing is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with Demo(folder, "--port", port) as demo:
+            assert demo.started.ended() == 2
+            assert f"port {port} on 127.0.0.1 is taken" in demo.started.output
+            assert "--port" in demo.started.output
+
+
+def test_the_usual_port_is_taken(folder: Path) -> None:
+    """A free one is found, and that is said."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # somebody else has it: as good
+            stack.enter_context(socket.create_server(("127.0.0.1", 8080)))
+        with Demo(folder, "--exit-after-ready") as demo:
+            assert "so the page is on" in demo.started.until("Port 8080 is taken")
+            assert demo.started.ended() == 0
+
+
+def test_a_folder_that_cannot_be_used(folder: Path) -> None:
+    """A file in its place is told in a sentence."""
+    (folder / "data of the demo").write_text("")
+    with Demo(folder, "--port", "0") as demo:
+        assert demo.started.ended() == 2
+        assert "Traceback" not in demo.started.output
+        assert "data of the demo" in demo.started.output
+    (folder / "data of the demo").unlink()
