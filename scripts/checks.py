@@ -1,4 +1,7 @@
-"""The checks behind `./test`: lint, types and tests, each run to its end, and one line that says what ran."""
+"""The checks behind `./test`: lint, types and tests, each run to its end, and one line that says what ran.
+
+`./test soak` is apart from them: it takes minutes, and has a verdict of its own.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Selection:
 
 def areas() -> list[str]:
     """The folders of tests, as they are called on the command line."""
-    return sorted(path.name for path in TESTS.iterdir() if path.is_dir() and path.name[0] not in "._")
+    return sorted({path.parent.name for path in TESTS.glob("*/test_*.py")})
 
 
 def parse(argv: Sequence[str]) -> Selection:
@@ -60,7 +63,8 @@ def parse(argv: Sequence[str]) -> Selection:
     parser = argparse.ArgumentParser(
         prog="./test",
         description="Run lint, types and all tests; or only what is named. Exit status: 0 passed, 1 failed, 2 usage.",
-        epilog="Whatever follows -- goes to pytest: ./test system -- -k push -x",
+        epilog="Whatever follows -- goes to pytest: ./test system -- -k push -x. Minutes of random kill -9, with a "
+        "verdict: ./test soak --help",
         usage="%(prog)s [AREA or PATH ...] [-- PYTEST ARGUMENTS]",
     )
     parser.add_argument("what", nargs="*", metavar="AREA or PATH", help=f"lint, {', '.join(areas())}, or a path")
@@ -101,7 +105,15 @@ def summary(results: dict[str, bool], left_out: Sequence[str], seconds: float) -
     return f"./test: {'; '.join(said)} ({seconds:.0f} s)"
 
 
+def soak(arguments: Sequence[str]) -> int:
+    """Instead of the checks: publishing and handling under `kill -9`; exit status 0 pass, 1 fail, 2 unknown."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    return subprocess.run([sys.executable, "-m", "soak", *arguments], env=environment, check=False).returncode
+
+
 def main(argv: Sequence[str]) -> int:
+    if argv[:1] == ["soak"]:
+        return soak(argv[1:])
     selection = parse(argv)
     lacking = needs.missing() if selection.everything else []
     if lacking and needs.nothing_may_be_left_out():

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 import needs
+
+# Beside the other caches: what it writes down holds paths of this machine.
+set_hypothesis_home_dir(Path(__file__).parents[1] / ".cache" / "hypothesis")
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 

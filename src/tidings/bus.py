@@ -42,8 +42,9 @@ class Bus:
 
     `name` is the application's name; it becomes the `ce-source` of what it publishes. `url` is the engine's
     (`embedded:`, `nats://…`, `memory:`; by default the setting `TIDINGS_URL`, else the embedded broker in `.tidings`
-    at the project's root). `roots` are the subjects that are durable. `sessions` (an `async_sessionmaker`) and
-    `sync_sessions` (a `sessionmaker`) give handlers their database.
+    at the project's root). `roots` are the subjects that are durable (by default
+    `events.>`). `sessions` (an `async_sessionmaker`) and `sync_sessions` (a `sessionmaker`) give handlers their
+    database.
 
     Making a bus connects to nothing. The first use connects; `lifespan`, or `async with bus:`, says when and also
     closes. A bus belongs to one event loop at a time.
@@ -55,7 +56,7 @@ class Bus:
         *,
         url: str | None = None,
         namespace: str | None = None,
-        roots: Sequence[str] = ("events.>",),
+        roots: Sequence[str] | None = None,
         sessions: Any = None,
         sync_sessions: Any = None,
         settings: Settings | None = None,
@@ -63,7 +64,7 @@ class Bus:
         if not name:
             raise ConfigError("a bus needs the application's name: Bus('todo')")
         self.name = name
-        self.roots = tuple(check_filter(root) for root in roots)
+        self.roots = load().roots if roots is None else tuple(check_filter(root) for root in roots)
         self.registry = Registry(self.roots)
         self.clock: Clock = SystemClock()
         self._given: dict[str, Any] = {"url": url, "namespace": namespace}

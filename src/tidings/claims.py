@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from .engine import Claim, Engine, Entry, Group, GroupState, Skip
+from .engine import KEEP_LEASE, Claim, Engine, Entry, Group, GroupState, Skip
 from .errors import ConfigError, Conflict, EngineError
 from .registry import Start
 from .subjects import covers, matches, overlap
@@ -75,9 +75,37 @@ class Ledger(msgspec.Struct, frozen=True):
             for claim in claimant.ever
         )
 
+    @property
+    def claims(self) -> list[Claim]:
+        """Everything that any group, living or removed, has ever claimed; without what another claim covers."""
+        every = list(dict.fromkeys(claim for claimant in self.groups.values() for claim in claimant.ever))
+        wide: dict[str, int] = {}
+        for claim in every:
+            wide[claim.filter] = min(claim.since, wide.get(claim.filter, claim.since))
+        return [
+            Claim(filter, since)
+            for filter, since in wide.items()
+            if not any(other != filter and wide[other] <= since and covers(other, filter) for other in wide)
+        ]
+
+    def claimed_since(self, subject: str) -> int | None:
+        """From which position on the subject is claimed, None for never."""
+        return min((claim.since for claim in self.claims if matches(claim.filter, subject)), default=None)
+
     def read(self, subject: str) -> bool:
         """Whether a reader has the subject."""
         return any(matches(filter, subject) for filters in self.readers.values() for filter in filters)
+
+
+class Orphan(msgspec.Struct, frozen=True):
+    """A subject that was never claimed, or not from its beginning."""
+
+    subject: str
+    count: int
+    """Everything that is stored on it."""
+    oldest: Entry
+    below: int | None
+    """Position from which on it is claimed; None for never."""
 
 
 class Unclaimed(msgspec.Struct, frozen=True):
@@ -87,6 +115,8 @@ class Unclaimed(msgspec.Struct, frozen=True):
     count: int
     first: int
     """Position of the oldest."""
+    since: float
+    """When the oldest was stored, seconds since 1970."""
 
 
 async def load(engine: Engine) -> tuple[Ledger, int]:
@@ -142,21 +172,43 @@ async def change(
         await engine.declare([g for g in wanted.living(lease) if g.name == group])
 
 
+async def mend(engine: Engine) -> Ledger:
+    """The ledger, after the engine was made to agree with it: groups whose declaration was cut off are declared, and
+    those that somebody declared again while they were being removed are removed."""
+    while True:
+        ledger, revision = await load(engine)
+        await engine.declare(ledger.living(KEEP_LEASE))
+        for name in (await engine.stats()).groups:
+            claimant = ledger.groups.get(name)
+            if claimant is not None and claimant.removed:
+                await engine.forget(name)
+        if (await load(engine))[1] == revision:
+            return ledger
+
+
+async def orphans(engine: Engine, ledger: Ledger) -> list[Orphan]:
+    """The subjects on which something is stored that no group has ever claimed, a reader or not."""
+    first = await engine.read([">"], 0, 1)
+    found = []
+    for subject, count in (await engine.subjects(">")).items():
+        since = ledger.claimed_since(subject)
+        if since is not None and first and since <= first[0].position:
+            continue
+        oldest = await engine.read([subject], 0, 1)
+        if oldest and (since is None or oldest[0].position < since):
+            found.append(Orphan(subject, count, oldest[0], since))
+    return found
+
+
 async def unclaimed(engine: Engine, ledger: Ledger) -> list[Unclaimed]:
     """What is stored and nobody has ever claimed, by subject; subjects that a reader has are left out."""
     found = []
-    for subject, count in (await engine.subjects(">")).items():
-        if ledger.read(subject):
-            continue
-        since = _claimed_since(ledger, subject)
-        if since == 0:
-            continue
-        first = await engine.read([subject], 0, 1)
-        if not first or (since is not None and first[0].position >= since):
-            continue
-        if since is not None:
-            count = await _count_below(engine, subject, since)
-        found.append(Unclaimed(subject, count, first[0].position))
+    for orphan in await orphans(engine, ledger):
+        if not ledger.read(orphan.subject):
+            count = orphan.count
+            if orphan.below is not None:
+                count = await _count_below(engine, orphan.subject, orphan.below)
+            found.append(Unclaimed(orphan.subject, count, orphan.oldest.position, orphan.oldest.time))
     return found
 
 
@@ -252,16 +304,6 @@ async def _first_unclaimed(engine: Engine, filter: str, older: list[Claim]) -> i
         if oldest and (since is None or oldest[0].position < since):
             found.append(oldest[0].position)
     return min(found, default=None)
-
-
-def _claimed_since(ledger: Ledger, subject: str) -> int | None:
-    """From which position on the subject is claimed: 0 for wholly, None for never."""
-    since = [
-        claim.since for claimant in ledger.groups.values() for claim in claimant.ever if matches(claim.filter, subject)
-    ]
-    if not since:
-        return None
-    return 0 if min(since) <= 1 else min(since)
 
 
 async def _count_below(engine: Engine, subject: str, position: int) -> int:

@@ -24,7 +24,7 @@ from . import claims, engines
 from .clock import SystemClock
 from .embedded import Binary, find_binary, locate, project_directory
 from .embedded.locate import MIN_FREE
-from .engine import Engine
+from .engine import FOR_PUBLISHERS, Engine
 from .engines import Place
 from .errors import TidingsError
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _LITTLE: Final = 10 * MIN_FREE
 _STUCK: Final = 60.0  # seconds after which a row in the outbox has been forgotten by the process that wrote it
+_FULL: Final = 0.9  # part of the room for publishers above which it is told
 _PYTHON: Final = (3, 11)
 
 
@@ -174,9 +175,10 @@ async def _messages(engine: Engine) -> list[Finding]:
     for lost in await claims.unclaimed(engine, ledger):
         mend = f"Add a handler for it, @bus.on({lost.subject!r}, group=…), or correct the publisher's subject."
         found.append(Finding("unclaimed", "warn", f"{lost.count} on {lost.subject}: no group wants them", mend))
-    if 0 < stats.limit <= stats.bytes * 10 // 9:
-        mend = "Let the workers catch up, or give the broker more room: the store refuses events when it is full."
-        found.append(Finding("store", "warn", f"{stats.bytes:,} of {stats.limit:,} bytes used", mend))
+    space = await engine.space()
+    if space.share > _FULL * FOR_PUBLISHERS:
+        mend = "Let the workers catch up, or give the broker more room: a full store refuses events."
+        found.append(Finding("store", "warn", f"{space.used:,} of {space.limit:,} bytes used", mend))
     return found
 
 

@@ -14,15 +14,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
 Headers: TypeAlias = Mapping[str, str]
 
+FOR_PUBLISHERS: Final = 0.9
+"""Part of a limited store that publishers may fill; the rest is for dead letters, redrive and retries."""
+
 Reason = Literal[
     "handler_error", "timeout", "crash_loop", "undecodable", "invalid", "unknown_type", "expired", "rejected"
 ]
+
+
+KEEP_LEASE: Final = 0.0
+"""As a group's lease: what the group has already, or the default for a new one."""
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -154,7 +161,7 @@ class Group(msgspec.Struct, frozen=True):
     name: str
     claims: tuple[Claim, ...]
     lease: float = 30.0
-    """Seconds without `extend` after which a delivery goes to somebody else."""
+    """Seconds without `extend` after which a delivery goes to somebody else; `KEEP_LEASE` changes nothing."""
     paused: bool = False
     """`pull` of a paused group waits and gets nothing."""
 
@@ -214,8 +221,24 @@ class Stats(msgspec.Struct, frozen=True):
     last: int
     """Position of the newest entry, 0 when there never was one."""
     groups: dict[str, GroupStats]
+
+
+class Space(msgspec.Struct, frozen=True):
+    """Room for messages, in bytes of one copy."""
+
+    used: int
+    """What is stored, and whatever shares the limit with it."""
     limit: int = -1
-    """Bytes the store may hold, -1 for no limit of its own."""
+    """-1 for none that the engine knows of."""
+
+    @property
+    def share(self) -> float:
+        """Part of the limit that is used; 0 without a limit."""
+        return self.used / self.limit if self.limit > 0 else 0.0
+
+    def takes(self, size: int) -> bool:
+        """Whether publishers may add so many bytes."""
+        return self.limit < 0 or self.used + size <= self.limit * FOR_PUBLISHERS
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -397,4 +420,18 @@ class Engine(Protocol):
 
     async def stats(self) -> Stats:
         """Counts of the namespace; exact when nothing moves."""
+        ...
+
+    async def space(self) -> Space:
+        """How full the store is. Above `FOR_PUBLISHERS` of its limit `publish` raises `StoreFull`, and everything else
+        goes on."""
+        ...
+
+    async def purge(self, filter: str, first: int, below: int) -> int:
+        """Remove what stands on `filter` at `first <= position < below`; returns how many entries went.
+
+        What a declared group has still to handle stays, whatever is asked for. So may entries behind the oldest that a
+        group has still to handle on the same subject, and some of very many: the next call goes on. Dead letters keep
+        all that is needed to show and to redrive them. Cancelling leaves the rest where it is.
+        """
         ...

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .engine import Engine, Entry
 from .errors import Closed, Conflict, DecodeError, EngineError, MissingExtra
 from .message import Message
+from .retention import oldest_whole
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -86,7 +87,7 @@ class Hub:
         stats = await self._engine.stats()
         reader = Reader(stats.last)
         self._readers.add(reader)
-        return reader, stats.first - 1
+        return reader, max(stats.first, await oldest_whole(self._engine, self._filters)) - 1
 
     async def entries(self, reader: Reader) -> AsyncGenerator[Entry, None]:
         """Everything behind the reader's position, then whatever comes. Ends when the engine does not answer."""

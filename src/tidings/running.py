@@ -21,6 +21,7 @@ from .publisher import Publisher
 from .push import Hub
 from .registry import Handler, Plan
 from .requests import Responding
+from .retention import Janitor
 from .schedule import Ticker, subject_of
 from .unit import Units
 from .worker import Worker
@@ -43,6 +44,7 @@ class Running:
         self.relays = [Relay(unit, self.publisher, bus.clock) for unit in self.units]
         self.worker: Worker | None = None
         self.ticker: Ticker | None = None
+        self.janitor: Janitor | None = None
         self.loop = asyncio.get_running_loop()
         self._plans: dict[str, Plan] = {}
         self._hubs: dict[tuple[str, ...], Hub] = {}
@@ -113,6 +115,8 @@ class Running:
             self.engine, schedules, namespace=self.namespace, source=self.bus.name, clock=self.bus.clock
         )
         await self.ticker.start()
+        self.janitor = Janitor(self.engine, self.units, settings, clock=self.bus.clock)
+        self.janitor.start()
         return self.worker
 
     async def _answer_and_listen(self, limit: float) -> None:
@@ -147,6 +151,8 @@ class Running:
         try:
             for hub in self._hubs.values():
                 await hub.close()
+            if self.janitor is not None:
+                await self.janitor.stop()
             if self.ticker is not None:
                 await self.ticker.stop()
             if self.worker is not None:

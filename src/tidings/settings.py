@@ -17,6 +17,7 @@ import msgspec
 
 from .errors import ConfigError
 from .retry import RetryPolicy
+from .subjects import check_filter
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -28,6 +29,8 @@ class Settings(msgspec.Struct, frozen=True):
     """The user's database, for `tidings db` and the reference application."""
     namespace: str = ""
     """Name of the system on the engine; the URL's path, else `tidings`."""
+    roots: tuple[str, ...] = ("events.>",)
+    """The subjects that are durable, for a bus that is not given others; separated by commas in the environment."""
     app: str | None = None
     """`module:bus`, for commands that need the handlers."""
     lease: float = 30.0
@@ -38,12 +41,38 @@ class Settings(msgspec.Struct, frozen=True):
     """Seconds a handler may take."""
     grace: float = 30.0
     """Seconds a stopping worker waits for its running handlers."""
+    retention: float | None = 7 * 86400.0
+    """Seconds after which an event that every group has handled goes; None, written `never`, keeps it. Under pressure
+    of space the oldest handled ones go earlier."""
+    retention_unclaimed: float | None = 30 * 86400.0
+    """Seconds after which an event goes that no group has ever wanted; None, written `never`, keeps it."""
+    retention_inbox: float | None = None
+    """Seconds for which the database remembers what was handled; None is twice `retention`, and at least 14 days."""
     log_format: str = "text"
     """`text` or `json`."""
     log_level: str = "info"
 
+    def __post_init__(self) -> None:
+        least = self._least_inbox
+        if self.retention_inbox is not None and (least is None or self.retention_inbox < least):
+            needed = "nothing else than never to forget" if least is None else f"at least {least / 86400:g} days"
+            raise ConfigError(
+                f"retention_inbox is {self.retention_inbox / 86400:g} days: what comes back after that would be "
+                f"handled again. It takes {needed} (twice retention and 14 days)"
+            )
+
+    @property
+    def _least_inbox(self) -> float | None:
+        return None if self.retention is None else max(_LEAST_INBOX, 2 * self.retention)
+
+    @property
+    def inbox_kept(self) -> float | None:
+        """Seconds for which the database remembers what was handled; None is for ever."""
+        return self._least_inbox if self.retention_inbox is None else self.retention_inbox
+
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+_LEAST_INBOX = 14 * 86400.0
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -105,9 +134,14 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 def _convert(name: str, value: Any, where: str) -> Any:
     try:
+        if name == "roots":
+            parts = value if isinstance(value, list | tuple) else str(value).split(",")
+            return tuple(check_filter(str(part).strip()) for part in parts)
         if name == "retry":
             return value if isinstance(value, RetryPolicy) else RetryPolicy.parse(str(value))
-        if name in ("lease", "timeout", "grace"):
+        if name.startswith("retention") and str(value).strip().lower() == "never":
+            return None
+        if name in ("lease", "timeout", "grace") or name.startswith("retention"):
             seconds = duration(value)
             if seconds <= 0:
                 raise ConfigError("it must be longer than nothing")

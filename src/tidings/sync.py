@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .bus import Bus
 
 
+_OF_PARENTS: list[asyncio.AbstractEventLoop] = []
+
+
 class SyncPublisher:
     """The blocking side of one bus."""
 
@@ -60,19 +63,29 @@ class SyncPublisher:
                 self._bus.forget_connection()  # its loop has ended without closing it
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="tidings-publish", daemon=True).start()
-                atexit.register(self._stop, self._loop, os.getpid())
+                thread = threading.Thread(target=_run, args=(self._loop,), name="tidings-publish", daemon=True)
+                thread.start()
+                atexit.register(self._stop, self._loop, thread, os.getpid())
             return self._loop
 
     def _after_fork(self) -> None:
         """The parent's connection, loop and lock are not ours: its threads are not here."""
         self._bus.forget_connection()
+        if self._loop is not None:
+            # Kept, not closed: closing would take the parent's loop apart, whose selector is shared over the fork.
+            _OF_PARENTS.append(self._loop)
         self._loop, self._lock = None, threading.Lock()
 
-    def _stop(self, loop: asyncio.AbstractEventLoop, pid: int) -> None:
+    def _stop(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread, pid: int) -> None:
         if pid == os.getpid() and loop.is_running():
             asyncio.run_coroutine_threadsafe(self._bus.close(), loop).result(5)
             loop.call_soon_threadsafe(loop.stop)
+            thread.join(5)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
 
 
 def _subject(what: Any) -> str:

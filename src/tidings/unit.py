@@ -120,6 +120,11 @@ class Units(Protocol):
         """They are in the log: take them out of the outbox."""
         ...
 
+    async def prune_inbox(self, older_than: float) -> int:
+        """Forget messages handled more than so many seconds ago; returns how many. One that comes back after that is
+        handled again: keep them longer than any redelivery can take."""
+        ...
+
     async def close(self) -> None:
         """Give up what the units hold besides the user's own engine; idempotent."""
         ...

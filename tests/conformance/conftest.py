@@ -1,4 +1,4 @@
-"""The fixtures of the conformance tests: a fresh, empty namespace for each case."""
+"""The fixtures of the conformance tests: a fresh, empty namespace for each case; and the table at their end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import pytest
 pytest.register_assert_rewrite("tidings.conformance")  # before it is imported: a failing case then shows its values
 
 from conformance.nats_world import Cluster  # noqa: E402
+from conformance.report import PROPERTY, Tally  # noqa: E402
 from conformance.worlds import WORLDS  # noqa: E402
-from tidings.conformance import World  # noqa: E402
+from tidings.conformance import Case, World  # noqa: E402
+
+_tally = Tally()
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +25,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest, case: Case) -> AsyncIterator[World]:
     """A world of the engine that is asked for."""
+    request.node.user_properties.append((PROPERTY, (request.param, case.layer, case.name)))
     async with WORLDS[request.param].make(request) as entered:
         yield entered
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _tally.note(report)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Below pytest's own last line."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    for line in _tally.lines():
+        if terminal:
+            terminal.write_line(line)

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from conformance.nats_wire import frames, is_receipt
 from nats_server import NatsServer
@@ -20,31 +21,51 @@ from tidings.engine import Engine
 from tidings.engines.nats import Address, NatsEngine
 from tidings.engines.nats.api import JetStream
 from tidings.engines.nats.link import Link as Connection
+from tidings.engines.nats.link import Locate
 
 NODES = 3
 _numbers = itertools.count(1)
 
 
-class Servers(Protocol):
+class Servers:
     """What keeps the messages of a world."""
 
-    nodes: list[NatsServer]
-    login: tuple[str, str] | tuple[None, None]
-    replicas: int | None
+    def __init__(self, nodes: list[NatsServer], user: str | None = None, password: str | None = None) -> None:
+        self.nodes = nodes
+        self.login = (user, password)
 
     async def start(self) -> None:
-        """Start those that do not run, at the same time; returns when messages can be stored."""
-        ...
+        """Start those that do not run, at the same time."""
+        await asyncio.gather(*(node.start() for node in self.nodes if not node.running))
 
-    async def fail(self, control: str) -> None:
-        """Kill the one that matters most (where the stream `control` has its leader), and start it again."""
-        ...
+    async def fail(self, stream: str) -> None:
+        """Kill the one that leads the stream, and start it again."""
+        await self.nodes[0].restart()
+
+    async def leave(self, *streams: str) -> None:
+        """The case is over: keep nothing of these streams."""
+        self.kill()
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+    async def locate(self) -> Address:
+        return Address(tuple(node.url for node in self.nodes), *self.login)
+
+    @contextlib.asynccontextmanager
+    async def api(self) -> AsyncIterator[JetStream]:
+        """The servers' own API, beside any engine."""
+        connection = Connection(self.locate, name="conformance")
+        await connection.open(20.0)
+        try:
+            yield JetStream(connection, 20.0)
+        finally:
+            await connection.close()
 
 
-class Broker:
-    """One server, configured as the embedded broker is, used as its worker."""
-
-    replicas = None
+class Broker(Servers):
+    """One server, told what the embedded broker is told, used as its workers use it."""
 
     def __init__(self, directory: Path) -> None:
         layout = Layout.of(directory)
@@ -53,53 +74,42 @@ class Broker:
         passwords = credentials(layout, create=True)
         told: dict[str, Any] = server_config(layout, BrokerSettings(), passwords, None)
         kept = ("max_payload", "system_account", "accounts", "jetstream", "write_deadline")
-        self.nodes = [NatsServer(directory, **{name: told[name] for name in kept})]
-        self.login = ("work", passwords["work"])
-
-    async def start(self) -> None:
-        if not self.nodes[0].running:
-            await self.nodes[0].start()
-
-    async def fail(self, control: str) -> None:
-        await self.nodes[0].restart()
+        super().__init__([NatsServer(directory, **{name: told[name] for name in kept})], "work", passwords["work"])
 
 
-class Cluster:
+class Cluster(Servers):
     """Three servers that keep three copies of everything, for as long as the tests run."""
-
-    login = (None, None)
-    replicas = None  # the engine finds out by itself
 
     def __init__(self, directory: Path) -> None:
         ports = _free_ports(NODES)
         routes = [f"nats://127.0.0.1:{port}" for port in ports]
-        self.nodes = [
-            NatsServer(
-                directory / f"n{number}",
-                server_name=f"n{number}",
-                # Clients are told of no other server: they would find a way around the proxy.
-                cluster={"name": "c", "listen": f"127.0.0.1:{port}", "routes": routes, "no_advertise": True},
-            )
-            for number, port in enumerate(ports)
-        ]
+        super().__init__(
+            [
+                NatsServer(
+                    directory / f"n{number}",
+                    server_name=f"n{number}",
+                    # Clients are told of no other server: they would find a way around the proxy.
+                    cluster={"name": "c", "listen": f"127.0.0.1:{port}", "routes": routes, "no_advertise": True},
+                )
+                for number, port in enumerate(ports)
+            ]
+        )
 
     async def start(self) -> None:
-        await asyncio.gather(*(node.start() for node in self.nodes if not node.running))
-        async with asyncio.timeout(40), api_of(self) as js:
-            while True:
-                with contextlib.suppress(Exception):
-                    await js.call("INFO", timeout=1.0)
-                    return
-                await asyncio.sleep(0.05)
+        await super().start()
+        async with self.api() as js:
+            await js.call("INFO", timeout=40.0)  # answered when the cluster has a leader
 
-    async def fail(self, control: str) -> None:
-        async with api_of(self) as js:
-            leader = (await js.stream(control))["cluster"]["leader"]
+    async def fail(self, stream: str) -> None:
+        async with self.api() as js:
+            leader = (await js.stream(stream))["cluster"]["leader"]
         await next(node for node in self.nodes if node.directory.name == leader).restart()
 
-    def kill(self) -> None:
-        for node in self.nodes:
-            node.kill()
+    async def leave(self, *streams: str) -> None:
+        await self.start()
+        async with self.api() as js:
+            for stream in streams:
+                await js.call(f"STREAM.DELETE.{stream}")
 
 
 class NatsWorld:
@@ -113,6 +123,7 @@ class NatsWorld:
         self._servers = servers
         self._patience = patience
         self._namespace = f"conformance{next(_numbers)}"
+        self._streams = (f"{self._namespace}-events", f"{self._namespace}-control")
         self._engines: list[NatsEngine] = []
         self._proxies: list[Proxy] = []
 
@@ -129,27 +140,22 @@ class NatsWorld:
         await asyncio.gather(*(engine.close() for engine in self._engines), return_exceptions=True)
         for proxy in self._proxies:
             await proxy.close()
-        if isinstance(self._servers, Broker):
-            self._servers.nodes[0].kill()
-            return
-        await self._servers.start()
-        async with api_of(self._servers) as js:
-            for name in (f"{self._namespace}-events", f"{self._namespace}-control"):
-                await js.call(f"STREAM.DELETE.{name}")
+        await self._servers.leave(*self._streams)
 
     async def engine(self, *, patience: float | None = None) -> Engine:
-        return await self._open(self._servers.nodes, patience)
+        return await self._open(self._servers.locate, patience)
 
     async def linked(self, *, patience: float | None = None) -> tuple[Engine, Link]:
         proxy = Proxy(self._living, frames, is_receipt)
         await proxy.start()
         self._proxies.append(proxy)
-        return await self._open([proxy], patience), proxy
 
-    async def _open(self, doors: list[NatsServer] | list[Proxy], patience: float | None) -> NatsEngine:
         async def locate() -> Address:
-            return Address(tuple(f"nats://127.0.0.1:{door.port}" for door in doors), *self._servers.login)
+            return Address((f"nats://127.0.0.1:{proxy.port}",), *self._servers.login)
 
+        return await self._open(locate, patience), proxy
+
+    async def _open(self, locate: Locate, patience: float | None) -> NatsEngine:
         engine = NatsEngine(locate, namespace=self._namespace, clock=self._clock, timeout=patience or self._patience)
         self._engines.append(engine)
         await engine.open()
@@ -166,11 +172,10 @@ class NatsWorld:
         await engine.abandon()
 
     async def restart(self) -> None:
-        await self._servers.fail(f"{self._namespace}-events")
+        await self._servers.fail(self._streams[0])
 
     async def kill(self) -> None:
-        for node in self._servers.nodes:
-            node.kill()
+        self._servers.kill()
 
     async def start(self) -> None:
         await self._servers.start()
@@ -184,27 +189,12 @@ class NatsWorld:
             node.thaw()
 
     async def lose_group(self, group: str) -> None:
-        async with api_of(self._servers) as js:
-            for name in (f"{self._namespace}-events", f"{self._namespace}-control"):
-                await js.delete_consumer(name, group)
+        async with self._servers.api() as js:
+            for stream in self._streams:
+                await js.delete_consumer(stream, group)
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-@contextlib.asynccontextmanager
-async def api_of(servers: Servers):  # type: ignore[no-untyped-def]
-    """The servers' own API, beside any engine."""
-
-    async def locate() -> Address:
-        return Address(tuple(node.url for node in servers.nodes), *servers.login)
-
-    connection = Connection(locate, name="conformance")
-    await connection.open(20.0)
-    try:
-        yield JetStream(connection, 20.0)
-    finally:
-        await connection.close()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import pytest
 
 from started import PATIENCE, Started, all_gone, eventually, gone
@@ -320,8 +320,8 @@ def test_a_database_that_cannot_be_reached_is_exit_code_4(place: Place) -> None:
 
 def test_an_engine_that_cannot_be_reached_is_exit_code_4(place: Place) -> None:
     """The address is named, the password is not."""
-    for words in (("health",), ("stats",)):
-        done = place.run("--url", "nats://u:s3cret@127.0.0.1:1/ns", *words)
+    for scheme, words in (("nats", ("health",)), ("tls", ("health",)), ("nats", ("stats",))):
+        done = place.run("--url", f"{scheme}://u:s3cret@127.0.0.1:1/ns", *words)
         assert done.returncode == 4, done.stderr
         assert "127.0.0.1:1" in done.stderr
         assert "s3cret" not in done.stderr

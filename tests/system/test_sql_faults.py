@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
@@ -111,7 +111,7 @@ async def test_a_server_that_is_down_and_comes_back(
 
 
 @BOTH
-@pytest.mark.parametrize("moment", ["in the handler", "at the commit"])
+@pytest.mark.parametrize("moment", ["in the handler", "before the commit", "at the commit"])
 async def test_a_server_that_crashes_in_the_middle(
     postgresql: Place, postgresql_server: Server, annotation: type, moment: str
 ) -> None:
@@ -125,6 +125,8 @@ async def test_a_server_that_crashes_in_the_middle(
             postgresql_server.stop(signal.SIGQUIT)
             if moment == "in the handler":
                 await insert(unit, 2)
+            if moment == "before the commit" and annotation is AsyncSession:
+                await noticed(unit.connection)
             await unit.commit()
 
     try:
@@ -136,6 +138,14 @@ async def test_a_server_that_crashes_in_the_middle(
     await until_it_works(app, lambda: handle(app, annotation, 1))
     assert await whole(app) == 1
     await app.close()
+
+
+async def noticed(session: AsyncSession) -> None:
+    """Wait until the driver has seen that its connection is gone."""
+    driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+    async with asyncio.timeout(10):
+        while not driver.is_closed():
+            await asyncio.sleep(0)
 
 
 async def until_it_works(app: App, attempt: Callable[[], Awaitable[None]]) -> None:

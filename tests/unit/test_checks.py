@@ -126,3 +126,17 @@ def test_browser_tests_are_not_left_out_in_ci(tmp_path: Path) -> None:
     run = run_browser_test(tmp_path, chromium=NOT_THERE, ci="true")
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert "CI=true allows nothing to be left out" in run.stderr
+
+
+def test_who_may_not_mount_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that need a small disk of their own are left out for a user who may not mount, with what to do."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert needs.may_mount.__wrapped__() is None
+    [need] = [need for need in needs.NEEDS if need.marker == "mount"]
+    assert need.notice(3).startswith("left out: 3 mount tests (no right to mount): run as root")
+
+
+def test_the_soak_is_no_area() -> None:
+    """`./test soak` has its own words and its own exit status; what lies in its folder is no test."""
+    assert "soak" not in checks.areas()
+    assert checks.main(["soak", "--minutes", "0"]) == checks.USAGE

@@ -45,7 +45,7 @@ def test_an_event_knows_its_subject_and_key() -> None:
 def test_events_are_frozen_and_equal_by_value() -> None:
     """An event is a value: nobody changes it on its way."""
     with pytest.raises(AttributeError):
-        Saved(1).id = 2  # type: ignore[misc]
+        Saved(1).id = 2
     assert Saved(1) == Saved(id=1)
 
 

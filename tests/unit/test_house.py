@@ -23,10 +23,20 @@ LAYERS = (
     ("engine", "unit"),  # the two seams
     ("message", "codec", "events", "retry", "settings"),  # values that everything speaks in
     ("embedded", "engines", "sql"),  # what stands behind the seams
-    ("registry", "handling", "claims", "publisher", "worker", "order", "schedule", "outbox"),  # the life of a message
-    ("requests", "channels", "live", "deadletters", "asyncapi"),  # one feature, one file
+    (
+        "registry",
+        "handling",
+        "claims",
+        "publisher",
+        "worker",
+        "order",
+        "schedule",
+        "outbox",
+        "retention",
+    ),  # the life of a message
+    ("requests", "channels", "live", "deadletters", "processes", "asyncapi"),  # one feature, one file
     ("push", "sync", "running", "bus"),  # one object that holds it all
-    ("testing", "pytest_plugin", "conformance", "demo", "cli", "__main__"),  # what users touch
+    ("testing", "pytest_plugin", "conformance", "doctor", "demo", "cli", "__main__"),  # what users touch
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -39,7 +49,7 @@ ENGINES = {f"tidings.engines.{path.stem}" for path in (PACKAGE / "engines").iter
 NOT_AT_IMPORT = OPTIONAL | ENGINES | {"nats", "redis", "tidings.embedded", "tidings.sql", "tidings.cli"}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 500, 60, 8
-LEFT_ALONE = {".git", ".venv", ".cache", ".tidings", "dist", "node_modules"}
+LEFT_ALONE = {".git", ".venv", ".cache", ".hypothesis", ".tidings", "dist", "node_modules"}
 
 
 def part_of(module: Path) -> str:

@@ -27,7 +27,8 @@ async def until(condition: Any) -> None:
 
 async def test_who_listens_hears() -> None:
     """Text, values and messages; broadcast says how many heard."""
-    bus, heard = tidings.Bus("todo"), []
+    bus = tidings.Bus("todo")
+    heard: list[Any] = []
 
     @bus.listen("prices.*")
     async def values(body: dict[str, int]) -> None:

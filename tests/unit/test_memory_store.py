@@ -1,4 +1,4 @@
-"""What the memory engine adds to the contract: quiet, limits, retention, windows, and speed with much waiting."""
+"""What the memory engine adds to the contract: quiet, limits, windows, and speed with much waiting."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Scene:
 
     def __init__(self, *, limit: int = -1, room: int = 10_000) -> None:
         self.clock = ManualClock()
-        self.store = MemoryStore(self.clock, limit=limit, retention=100.0, window=60.0, room=room)
+        self.store = MemoryStore(self.clock, limit=limit, window=60.0, room=room)
         self.engine = MemoryEngine(self.store, name="one")
         self._numbers = iter(range(1_000_000))
 
@@ -136,49 +136,20 @@ async def test_pulling_counts_those_who_wait() -> None:
     assert (await engine.stats()).groups["g"].pulling == 0
 
 
-async def test_handled_entries_go_after_the_retention() -> None:
-    """The next publish drops what is handled and too old; waiting and unclaimed entries stay however old."""
-    scene = Scene()
-    engine = await scene.open("events.a")
-    first = await scene.publish()
-    await scene.publish(subject="events.unclaimed")
-    waiting = await scene.publish()
-    await scene.handle()
-    await scene.clock.advance(101)
-    last = await scene.publish()
-    left = [entry.position for entry in await engine.read(["events.>"], 0, 10)]
-    assert left == [first + 1, waiting, last]
-    stats = await engine.stats()
-    assert (stats.messages, stats.first, stats.last) == (3, first + 1, last)
-    assert await engine.subjects("events.>") == {"events.a": 2, "events.unclaimed": 1}
-
-
 async def test_an_empty_log_says_where_it_would_go_on() -> None:
-    """When all is dropped, `first` is the next position and positions go on rising."""
+    """When all is purged, `first` is the next position and positions go on rising."""
     scene = Scene()
     engine = await scene.open()
     await scene.publish()
     await scene.handle()
-    await scene.clock.advance(101)
-    await engine.publish([])
+    assert await engine.purge("events.>", 1, 100) == 1
     stats = await engine.stats()
     assert (stats.messages, stats.bytes, stats.first, stats.last) == (0, 0, 2, 1)
     assert await scene.publish() == 2
 
 
-async def test_under_pressure_the_oldest_handled_go_first() -> None:
-    """At 90 % of the limit handled entries make room, as many as needed, and waiting ones are not touched."""
-    scene = Scene(limit=10_000)
-    engine = await scene.open()
-    places = [await scene.publish(1000) for _ in range(8)]
-    await scene.handle(3)
-    new = await scene.publish(2000)
-    left = [entry.position for entry in await engine.read(["events.>"], 0, 20)]
-    assert left == [*places[2:], new]
-
-
 async def test_a_store_full_of_unhandled_messages_refuses_more() -> None:
-    """Publishers get `StoreFull` with what to do; nothing is lost, and handling makes room again."""
+    """Publishers get `StoreFull` with what to do; nothing is lost, and a purge of what is handled makes room again."""
     scene = Scene(limit=10_000)
     engine = await scene.open()
     for number in range(8):
@@ -188,6 +159,7 @@ async def test_a_store_full_of_unhandled_messages_refuses_more() -> None:
     assert len(await engine.read(["events.>"], 0, 20)) == 8
     assert await scene.publish(1000, id="n7") == 8, "a repeat of what is stored needs no room"
     await scene.handle()
+    assert await engine.purge("events.>", 1, 100) == 1
     assert await scene.publish(1000) == 9
 
 

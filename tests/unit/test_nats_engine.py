@@ -591,6 +591,26 @@ async def test_a_frozen_server_is_survived(start: Start, server: NatsServer) -> 
     assert len(await engine.read(["events.>"], 0, 10)) == 1
 
 
+async def test_sent_and_then_nobody_there_is_unknown(start: Start, server: NatsServer) -> None:
+    """A publish that was on its way when the server went for good is `Unconfirmed`: it may be stored. One that was
+    never sent is `EngineUnavailable`."""
+    engine = await start(timeout=2.0)
+    await engine.publish([event(1)])
+    server.freeze()
+    sent = asyncio.create_task(engine.publish([event(2)]))
+    asked = engine._js.link._answers
+
+    async def on_its_way() -> bool:
+        return any(subject == "events.a" for subject, _ in asked.values())
+
+    await until(on_its_way)
+    server.kill()
+    with pytest.raises(Unconfirmed):
+        await sent
+    with pytest.raises(EngineUnavailable):
+        await engine.publish([event(3)])
+
+
 async def test_explain_names_the_holder(start: Start) -> None:
     """`states` says who holds a message, and admits when it cannot know."""
     engine, other = await start(), await start()

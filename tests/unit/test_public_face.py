@@ -7,6 +7,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import tidings
 from tidings import errors
 
@@ -48,9 +50,5 @@ def test_importing_loads_no_engine_database_or_web_framework() -> None:
 
 def test_a_bus_without_a_name_is_refused() -> None:
     """The name becomes the source of every event, so there has to be one."""
-    try:
+    with pytest.raises(tidings.ConfigError, match=r"Bus\('todo'\)"):
         tidings.Bus("")
-    except tidings.ConfigError as error:
-        assert "Bus('todo')" in str(error)
-    else:
-        raise AssertionError("an empty name was taken")

@@ -202,7 +202,7 @@ def test_delay_and_time() -> None:
     ("options", "words"),
     [
         ({"delay": 1, "at": datetime.now(UTC)}, "not both"),
-        ({"at": datetime(2030, 1, 1)}, "no time zone"),  # noqa: DTZ001
+        ({"at": datetime(2030, 1, 1)}, "no time zone"),
         ({"delay": 200 * 365 * 86400}, "hundred years"),
         ({"delay": math.inf}, "hundred years"),
         ({"delay": math.nan}, "nan"),
@@ -255,11 +255,9 @@ async def test_a_full_store_says_so() -> None:
     store = MemoryStore(clock, limit=20_000)
     made = publisher(MemoryEngine(store))
     await made.engine.open()
-    with pytest.raises(tidings.StoreFull):
-        for _ in range(1000):
-            await made.send([made.compose("events.x", "x" * 500)])
-    before = store.stats().messages
-    assert 0 < before < 40
-    with pytest.raises(tidings.StoreFull):
+    while store.stats().bytes < 17_000:
         await made.send([made.compose("events.x", "x" * 500)])
+    before = store.stats().messages
+    with pytest.raises(tidings.StoreFull):
+        await made.send([made.compose("events.x", "x" * 1500)])
     assert store.stats().messages == before

@@ -183,7 +183,7 @@ async def test_a_responder_that_is_cancelled_inside_answers() -> None:
         raise asyncio.CancelledError
 
     async with TestBus(bus):
-        with pytest.raises(tidings.RemoteError, match="CancelledError: .*was cancelled"):
+        with pytest.raises(tidings.RemoteError, match=r"CancelledError: .*was cancelled"):
             await bus.request(Count())
 
 
@@ -201,7 +201,7 @@ async def test_a_responder_over_its_time_answers() -> None:
         question = asyncio.ensure_future(bus.request(Count(), timeout=60))
         await until(lambda: asked)
         await t.clock.advance(3.1)
-        with pytest.raises(tidings.RemoteError, match="TimeoutError: .*still running after 3 s"):
+        with pytest.raises(tidings.RemoteError, match=r"TimeoutError: .*still running after 3 s"):
             await question
 
 

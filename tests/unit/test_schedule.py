@@ -19,7 +19,7 @@ from tidings.cli.root import commands
 from tidings.clock import ManualClock
 from tidings.engine import Entry, Outgoing, Stored
 from tidings.engines.memory import MemoryEngine, MemoryStore
-from tidings.errors import ConfigError, Conflict, EngineUnavailable
+from tidings.errors import Closed, ConfigError, Conflict, EngineUnavailable
 from tidings.registry import HandlerOptions
 from tidings.schedule import CatchUp, Progress, Schedule, Ticker, Timing
 from tidings.testing import TestBus
@@ -267,27 +267,47 @@ def _iso(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class Slow(MemoryEngine):
+    """Is so far away that all others have read the record before one of them has published."""
+
+    async def publish(self, messages: Sequence[Outgoing]) -> list[Stored]:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return await super().publish(messages)
+
+
 async def test_many_processes_publish_each_due_time_once() -> None:
-    """Five processes wake at the same moments; each due time is stored once, at its time."""
+    """Five processes find the same due times; each is stored once, at its time."""
     async with Cluster() as cluster:
         for _ in range(5):
-            await cluster.join()
-        await cluster.clock.advance(100)
+            await cluster.join(await cluster.engine(Slow))
+        for _ in range(10):
+            await cluster.clock.advance(10)
+            for _ in range(300):
+                await asyncio.sleep(0)
         assert await cluster.due() == [10.0 * number for number in range(1, 11)]
         entries = await (await cluster.engine()).read(["_s.>"], 0, 100)
         assert [entry.time for entry in entries] == [_due(entry) for entry in entries]
 
 
 class Dying(MemoryEngine):
-    """Its process dies between publishing and moving the record on."""
+    """Its process dies, once it is `ill`, after the next thing it writes."""
 
-    published = 0
+    ill = False
 
     async def publish(self, messages: Sequence[Outgoing]) -> list[Stored]:
         stored = await super().publish(messages)
-        self.published += 1
-        self.abandon()
+        self._die()
         return stored
+
+    async def register(self, key: str, value: bytes, revision: int) -> int:
+        written = await super().register(key, value, revision)
+        self._die()
+        return written
+
+    def _die(self) -> None:
+        if self.ill:
+            self.abandon()
 
 
 async def test_a_crash_between_the_steps_repeats_the_same_tick() -> None:
@@ -296,8 +316,10 @@ async def test_a_crash_between_the_steps_repeats_the_same_tick() -> None:
         dying = await cluster.engine(Dying)
         assert isinstance(dying, Dying)
         await cluster.join(dying)
+        dying.ill = True
         await cluster.clock.advance(10)
-        assert dying.published == 1
+        with pytest.raises(Closed):
+            await dying.stats()
         await cluster.join()
         await cluster.clock.advance(20)
         assert await cluster.due() == [10.0, 20.0, 30.0]
@@ -494,16 +516,15 @@ def test_schedules_ls_and_cancel_know_delayed_messages(shell: Shell) -> None:
     async def publish(engine: MemoryEngine) -> None:
         await engine.publish([Outgoing("events.a", b'{"x":1}', {}, "m-1", due)])
 
-    async def act(engine: MemoryEngine) -> tuple[Result, list[Any], Result, Result]:
-        await publish(engine)
-        run = asyncio.to_thread
-        listed = await run(shell, "ls", "--json")
-        return listed, json.loads(listed.stdout)["delayed"], await run(shell, "cancel", "events.a", "m-1"), await run(
-            shell, "cancel", "events.a", "m-1"
-        )
+    async def act(engine: MemoryEngine) -> list[Result]:
+        await publish(engine)  # its timer lives in this event loop: the commands run beside it
+        words = (("ls", "--json"), ("cancel", "events.a", "m-1"), ("cancel", "events.a", "m-1"))
+        return [await asyncio.to_thread(shell, *each) for each in words]
 
-    _, delayed, cancelled, again = shell.play(act)
-    assert delayed == [{"subject": "events.a", "id": "m-1", "due": _iso(due), "body": {"x": 1}}]
+    listed, cancelled, again = shell.play(act)
+    assert json.loads(listed.stdout)["delayed"] == [
+        {"subject": "events.a", "id": "m-1", "due": _iso(due), "body": {"x": 1}}
+    ]
     assert cancelled.exit_code == 0, cancelled.stderr
     assert again.exit_code == 5
     assert "no message 'm-1' waits" in again.stderr

@@ -166,9 +166,9 @@ def test_after_a_fork() -> None:
         receipt = bus.publish_sync("events.x", 2, timeout=20)
         if child == 0:
             print("child", receipt.position, flush=True)
-        else:
-            assert os.waitpid(child, 0)[1] == 0
-            print("parent", receipt.position, flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        print("parent", receipt.position, flush=True)
     """)
     assert printed == "child 1\nparent 2\n"
 

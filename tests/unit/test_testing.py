@@ -124,10 +124,14 @@ async def test_a_bus_that_cannot_start_is_given_back() -> None:
 async def test_an_error_in_the_test_comes_through() -> None:
     """Leaving by an exception stops everything and hides nothing."""
     bus = tidings.Bus("todo")
-    with pytest.raises(ZeroDivisionError):
+
+    async def test() -> None:
         async with TestBus(bus):
             await bus.publish(New())
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await test()
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith("tidings")] == []
 
 

@@ -112,9 +112,8 @@ async def _attended(
                 # The children start it just as well; held here it outlives each of them.
                 broker = await embedded.start(directory)
                 stack.push_async_callback(broker.close)
-                terminal.line(
-                    "broker", f"nats-server {broker.version} on port {broker.address.port}, data in {broker.directory}"
-                )
+                where = f"on port {broker.address.port}, data in {broker.directory}"
+                terminal.line("broker", f"nats-server {broker.version} {where}")
             await children.ready()
             return await ready()
 

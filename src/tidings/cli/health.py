@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 import click
 
@@ -10,6 +11,8 @@ from .. import engines
 from ..engines import Place
 from ..errors import ConfigError, EngineUnavailable
 from . import options
+
+_PATIENCE: Final = 5.0
 
 
 @click.command()
@@ -56,7 +59,7 @@ def _probe(place: Place) -> str:
         try:
             return f"nats-server {probe(address, jetstream=True).version} answers"
         except ProbeError as error:
-            problems.append(str(error))
+            problems.append(f"{server}: {str(error).removeprefix(f'{address}: ')}")
     raise EngineUnavailable(f"nobody answers: {'; '.join(problems)}. Is the server running, and is the URL right?")
 
 
@@ -68,15 +71,17 @@ def _ask_with_driver(place: Place) -> str:
 
     async def ask() -> str:
         try:
-            client = await nats.connect(
-                list(place.servers),
-                user=place.user,
-                password=place.password,
-                allow_reconnect=False,
-                connect_timeout=2,
-                max_reconnect_attempts=0,
-                error_cb=_ignore,
-            )
+            # The driver tries servers for ever in some settings: the time limit is ours.
+            async with asyncio.timeout(_PATIENCE):
+                client = await nats.connect(
+                    list(place.servers),
+                    user=place.user,
+                    password=place.password,
+                    allow_reconnect=False,
+                    connect_timeout=2,
+                    max_reconnect_attempts=1,
+                    error_cb=_ignore,
+                )
         except Exception as error:
             raise EngineUnavailable(f"nobody answers at {place.shown}: {type(error).__name__}: {error}") from error
         await client.close()

@@ -69,10 +69,10 @@ def stats(as_json: bool) -> None:
     if as_json:
         output.put_json(found)
         return
-    limit = f" of {found['limit']:,}" if found["limit"] > 0 else ""
+    limit = f" (the store takes {found['limit']:,})" if found["limit"] > 0 else ""
     output.put(f"{found['engine']}")
     places = f"positions {found['first']} to {found['last']}"
-    output.put(f"{found['messages']} stored, {places}, {found['bytes']:,}{limit} bytes")
+    output.put(f"{found['messages']} stored, {places}, {found['bytes']:,} bytes{limit}")
     columns = ("waiting", "leased", "delayed", "dead", "pulling")
     rows = [(name, *(counts[column] for column in columns)) for name, counts in found["groups"].items()]
     output.table(("GROUP", *map(str.upper, columns)), rows)
@@ -80,7 +80,8 @@ def stats(as_json: bool) -> None:
 
 async def _stats() -> dict[str, Any]:
     async with session() as engine:
-        return {"engine": engine.description, **msgspec.to_builtins(await engine.stats())}
+        counts, space = await engine.stats(), await engine.space()
+        return {"engine": engine.description, "limit": space.limit, **msgspec.to_builtins(counts)}
 
 
 @click.command()

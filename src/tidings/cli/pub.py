@@ -18,7 +18,7 @@ from ..registry import Registry
 from ..settings import duration
 from ..subjects import check_subject, matches
 from . import options, output
-from .session import ROOTS, run, session
+from .session import run, session
 
 _SOURCE = "tidings-cli"
 _BATCH = 500
@@ -46,7 +46,7 @@ def pub(subject: str, body: str | None, count: int, interval: str, as_json: bool
     tidings pub channel21 ping --count 50 --interval 5s
     """
     check_subject(subject)
-    durable = any(matches(root, subject) for root in ROOTS)
+    durable = any(matches(root, subject) for root in options.settings().roots)
     wanted = {name: value for name, value in given.items() if value is not None}
     if wanted and not durable:
         raise click.UsageError(f"--{next(iter(wanted))} is for stored events; {subject!r} is a live channel")
@@ -77,7 +77,7 @@ def event_body(text: str | None) -> Any:
 async def _store(subject: str, value: Any, count: int, pause: float, wanted: dict[str, str], as_json: bool) -> None:
     more: dict[str, Any] = {**wanted, **({"delay": duration(wanted["delay"])} if "delay" in wanted else {})}
     async with session() as engine:
-        publisher = Publisher(engine, Registry(), source=_SOURCE, roots=ROOTS, clock=SystemClock())
+        publisher = Publisher(engine, Registry(), source=_SOURCE, roots=options.settings().roots, clock=SystemClock())
         done = 0
         while done < count:
             size = 1 if pause else min(_BATCH, count - done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -17,9 +17,6 @@ from ..errors import ConfigError
 from .options import configure_logs, settings
 
 T = TypeVar("T")
-
-ROOTS: Final = ("events.>",)
-
 
 @asynccontextmanager
 async def session(user: User = "work") -> AsyncIterator[Engine]:
@@ -33,7 +30,7 @@ async def session(user: User = "work") -> AsyncIterator[Engine]:
     if place.kind == "memory" and store is None:
         raise ConfigError("memory: lives inside one process, the command line cannot see into it: use embedded:")
     async with AsyncExitStack() as stack:
-        yield await engines.connect(place, stack, roots=ROOTS, clock=SystemClock(), store=store, user=user)
+        yield await engines.connect(place, stack, roots=current.roots, clock=SystemClock(), store=store, user=user)
 
 
 def namespace() -> str:

@@ -20,7 +20,7 @@ from ..message import identity
 from ..settings import duration
 from ..subjects import check_filter, covers, overlap
 from . import options, output
-from .session import ROOTS, namespace, run, session
+from .session import namespace, run, session
 
 _PAGE: Final = 200
 _WAIT: Final = 30.0
@@ -61,7 +61,7 @@ def tail(
     tidings tail channel21
     """
     chosen = [check_filter(filter) for filter in filters]
-    stored, channels = split(chosen or list(ROOTS), live)
+    stored, channels = split(chosen or list(options.settings().roots), live)
     if live and not chosen:
         raise click.UsageError("--live needs the channels to listen to: tidings tail --live 'prices.*'")
     if no_follow and not stored:
@@ -72,8 +72,8 @@ def tail(
 
 def split(filters: Sequence[str], live: bool) -> tuple[list[str], list[str]]:
     """The filters for the log and those for live channels; one that covers both is for both."""
-    stored = [] if live else [f for f in filters if any(overlap(root, f) for root in ROOTS)]
-    channels = [f for f in filters if live or not any(covers(root, f) for root in ROOTS)]
+    stored = [] if live else [f for f in filters if any(overlap(root, f) for root in options.settings().roots)]
+    channels = [f for f in filters if live or not any(covers(root, f) for root in options.settings().roots)]
     return stored, channels
 
 

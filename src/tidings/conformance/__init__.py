@@ -14,13 +14,30 @@ and `cases("seam", wired=False)` leaves them out where the worlds are made, so t
 
 from __future__ import annotations
 
-from . import delivery, faults, groups, inspect, ledger, lifecycle, live, settle
+from . import (
+    claiming,
+    database,
+    delivery,
+    faults,
+    groups,
+    handling,
+    inspect,
+    ledger,
+    lifecycle,
+    live,
+    settle,
+    stopping,
+    talking,
+)
 from .case import PATIENCE, Case, Layer, case, eventually, registered
 from .world import Link, WiredWorld, World
 
 __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "cases", "eventually"]
 
-_THEMES = (delivery, groups, settle, lifecycle, faults, live, inspect, ledger)  # importing them registers their cases
+_THEMES = (
+    *(delivery, groups, settle, lifecycle, faults, live, inspect, ledger),
+    *(handling, stopping, talking, claiming, database),
+)  # importing them registers their cases
 
 
 def cases(layer: Layer = "seam", *, wired: bool = True) -> list[Case]:

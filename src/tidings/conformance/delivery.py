@@ -280,8 +280,9 @@ async def not_before_in_the_past_is_now(world: World) -> None:
 
 @case("seam")
 async def not_before_survives_a_restart(world: World) -> None:
-    """A message for later comes, once, although everything was down or crashed when its time came."""
-    writer = await world.engine()
+    """A message for later comes, once, although its publisher is gone and what keeps it crashes before and after its
+    time."""
+    writer, engine = await world.engine(), await world.engine()
     await writer.declare([group(world)])
     await writer.publish([message("later", not_before=world.clock.time() + world.lease)])
     await world.crash(writer)
@@ -289,7 +290,6 @@ async def not_before_survives_a_restart(world: World) -> None:
     await world.wait(world.lease)
     await world.restart()
 
-    engine = await world.engine()
     delivery = await take_one(engine, "g")
     assert delivery.entry.body == b"later"
     await finish(engine, [delivery])

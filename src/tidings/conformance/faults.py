@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable
 
-from tidings.engine import Done, Engine, Headers, Reply, Stored
+from tidings.engine import Done, Engine, Headers, Reply, Signal, Stored
 from tidings.errors import Closed, Conflict, EngineUnavailable, RequestError, Unconfirmed
 
 from .case import case, eventually
@@ -45,7 +45,7 @@ async def acknowledged_survives_kill_9(world: WiredWorld) -> None:
 @case("seam", wired=True)
 async def a_lost_answer_stores_once(world: WiredWorld) -> None:
     """When the answer to a publish is lost, `publish` repeats it with the same id: stored once, and confirmed."""
-    engine, link = await world.linked(patience=6.0)
+    engine, link = await world.linked(patience=3.0)
     await publish(engine, "before")
     link.lose_receipt()
     [stored] = await publish(engine, "once")
@@ -233,7 +233,7 @@ async def closing_while_down_is_prompt(world: WiredWorld) -> None:
         getattr(link, trouble)()
         begun = world.clock.monotonic()
         await engine.close()
-        assert world.clock.monotonic() - begun < 10.0, trouble
+        assert world.clock.monotonic() - begun < 8.0, trouble
         with raising(Closed, EngineUnavailable):
             await waiting
 
@@ -374,7 +374,7 @@ async def _published(engine: Engine, text: str) -> bool:
     return True
 
 
-async def _until_heard(speaker: Engine, hearing: asyncio.Future[object]) -> None:
+async def _until_heard(speaker: Engine, hearing: asyncio.Future[Signal]) -> None:
     async def heard() -> bool:
         await speaker.broadcast("live.news", b"again", {})
         await asyncio.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections import Counter
@@ -30,17 +31,19 @@ class Book:
         """Those whose last word may not have counted: it was said too late, or just before the server was killed."""
         self.doubted: set[int] = set()
         """Those that were ever unsure: their attempts are not known to the last one."""
+        self.forgetful_until = -1.0
+        """Until then a message may be in two hands: a server that was killed forgets whom it had just given what."""
 
     def doubt(self, *places: int) -> None:
         self.unsure.update(places)
         self.doubted.update(places)
 
-    def enter(self, delivery: Delivery) -> None:
+    def enter(self, delivery: Delivery, now: float) -> None:
         """A delivery arrived: it must not be settled for good, and its attempts must be those made."""
         place = delivery.entry.position
-        if place in self.unsure:
+        if place in self.unsure or now < self.forgetful_until:
             self.unsure.discard(place)
-            self.done.discard(place)
+            self.doubted.add(place)
             self.attempts[place] = delivery.attempts
             return
         assert place not in self.done, f"{place} came back after it was done"
@@ -63,14 +66,17 @@ class Player:
         except EngineUnavailable:
             return False
         for delivery in deliveries:
-            self._book.enter(delivery)
+            self._book.enter(delivery, self._world.clock.monotonic())
             await self._act(engine, delivery)
         return bool(deliveries)
 
     async def _act(self, engine: Engine, delivery: Delivery) -> None:
         place, throw, pick = delivery.entry.position, self._chance.random(), self._chance.choice
-        if place in self._book.dead:  # its letter is there: say the same again
+        if place in self._book.dead:  # what was said stands: say the same again
             await self._say(engine, Dead(delivery, "handler_error", FAILURE))
+            return
+        if place in self._book.done:
+            await self._say(engine, Done(delivery))
             return
         if throw < 0.1:
             return  # forgotten: its lease ends
@@ -123,13 +129,17 @@ async def ledger_with_faults(world: WiredWorld) -> None:
 
     async def disturb(place: int) -> None:
         nonlocal due
-        linked[place][1].mend()
-        if chance.random() < 0.05:
-            chance.choice([linked[place][1].drop, linked[place][1].cut])()
+        link = linked[place][1]
+        if (throw := chance.random()) < 0.04:
+            link.drop()
+        elif throw < 0.08:
+            link.cut()
+            asyncio.get_running_loop().call_later(world.lease / 4, link.mend)
         if len(book.done | book.dead) >= due:
             due = next(restarts, MESSAGES + 1)
             await world.restart()
             book.doubt(*book.done, *book.dead)  # the last fraction of a second of them may be repeated
+            book.forgetful_until = world.clock.monotonic() + 2 * world.lease
 
     await _play(world, book, chance, readers, disturb)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tidings.engine import Dead, Done, Release, RetryAfter
 
 from .case import case
@@ -81,6 +83,23 @@ async def retry_waits_and_counts(world: World) -> None:
         delivery = await take_later(world, engine, "g", delay)
         assert (delivery.entry.body, delivery.attempts) == (b"a", attempt)
     assert (await take_one(engine, "other")).attempts == 0
+
+
+@case("seam")
+async def what_is_handed_back_comes_at_once(world: World) -> None:
+    """A retry or release without delay comes again at once, also to the connection that said it and is waiting."""
+    engine = await world.engine()
+    await engine.declare([group(world)])
+    await publish(engine, "a")
+    delivery = await take_one(engine, "g")
+    begun = world.clock.monotonic()
+    for turn in range(1, 6):
+        waiting = asyncio.create_task(engine.pull("g", 5, 30.0))
+        await asyncio.sleep(0.01)
+        await engine.settle([RetryAfter(delivery, 0.0, FAILURE) if turn % 2 else Release(delivery)])
+        [delivery] = await waiting
+        assert (delivery.deliveries, delivery.attempts) == (turn + 1, (turn + 1) // 2)
+    assert world.clock.monotonic() - begun < world.lease * 0.8
 
 
 @case("seam")

@@ -149,6 +149,8 @@ def server_config(
     layout: Layout, settings: BrokerSettings, passwords: dict[str, str], port: int | None
 ) -> dict[str, Any]:
     """The configuration file's content (JSON is a subset of the server's own format)."""
+    # The server says nothing of its own limits: the account has the same, so that a client can ask for them.
+    memory, disk = 64 * 1024 * 1024, settings.max_file_store or _room(layout.data)
     return {
         "server_name": f"tidings-{secrets.token_hex(4)}",
         "listen": f"127.0.0.1:{-1 if port is None else port}",
@@ -164,7 +166,7 @@ def server_config(
         "accounts": {
             "SYS": {"users": []},
             "TIDINGS": {
-                "jetstream": "enabled",
+                "jetstream": {"max_mem": memory, "max_file": disk},
                 "users": [
                     {"user": user, "password": passwords[user], **({"permissions": allowed} if allowed else {})}
                     for user, allowed in PERMISSIONS.items()
@@ -175,8 +177,8 @@ def server_config(
             "store_dir": str(layout.data),
             "strict": True,
             "sync_interval": settings.sync_interval,
-            "max_memory_store": 64 * 1024 * 1024,
-            "max_file_store": settings.max_file_store or _room(layout.data),
+            "max_memory_store": memory,
+            "max_file_store": disk,
         },
     }
 

@@ -72,8 +72,14 @@ def _parse_nats(url: str, scheme: str, namespace: str) -> Place:
         if not port_is_number:
             raise ConfigError(f"the URL {mask(url)!r}: the port of {server!r} is not a number")
     name = namespace or path.strip("/") or "tidings"
-    login_of = (unquote(user), unquote(password)) if at else (None, None)
-    return Place("nats", name, None, servers, *login_of, _replicas(options) if options else None)
+    return Place(
+        "nats",
+        name,
+        servers=servers,
+        user=unquote(user) if at else None,
+        password=unquote(password) if at else None,
+        replicas=_replicas(options) if options else None,
+    )
 
 
 def _replicas(options: str) -> int:

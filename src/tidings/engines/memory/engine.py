@@ -21,6 +21,7 @@ from tidings.engine import (
     Reply,
     Responder,
     Signal,
+    Space,
     Stats,
     Stored,
 )
@@ -153,6 +154,14 @@ class MemoryEngine:
     async def stats(self) -> Stats:
         await self._turn()
         return self._store.stats()
+
+    async def space(self) -> Space:
+        await self._turn()
+        return self._store.space()
+
+    async def purge(self, filter: str, first: int, below: int) -> int:
+        await self._turn()
+        return self._store.purge(filter, first, below)
 
     # Dead letters
 

@@ -24,31 +24,30 @@ from tidings.engine import (
     Record,
     Release,
     RetryAfter,
+    Space,
     Stats,
     Stored,
 )
 from tidings.errors import Conflict, StoreFull
+from tidings.subjects import matches
 
 from .bell import Bell
 from .dead import DeadLetters
 from .group import GroupQueue
 from .live import Channels, Servers
-from .log import Log, check, size_of
+from .log import Log, check
 
 _log: Final = logging.getLogger("tidings.memory")
 
 MAX_MESSAGE: Final = 1024 * 1024
-_SHARE_FOR_PUBLISHERS: Final = 0.9
 
 
 class MemoryStore:
     """What a server would hold: log, groups, dead letters, shared state, channels and responders.
 
     Belongs to one event loop and is used from its thread only. Every method but `changed` is a block without `await`,
-    so each happens at once. `limit` is in bytes (-1: none); at 90 % of it the oldest handled entries go, and if that
-    does not help publishers get `StoreFull`. Handled entries older than `retention` seconds go with the next publish;
-    entries that some group has still to handle, or that no group wants, never go. The same (subject, id) is stored
-    once within `window` seconds. A listener keeps `room` signals that it has not taken yet, the newest.
+    so each happens at once. `limit` is in bytes (-1: none). The same (subject, id) is stored once within `window`
+    seconds. A listener keeps `room` signals that it has not taken yet, the newest.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class MemoryStore:
         clock: Clock | None = None,
         *,
         limit: int = -1,
-        retention: float = 7 * 86400.0,
         window: float = 120.0,
         room: int = 10_000,
     ) -> None:
@@ -65,8 +63,7 @@ class MemoryStore:
         self.dead = DeadLetters()
         self.channels = Channels(room)
         self.servers = Servers()
-        self._limit = limit
-        self._retention = retention
+        self.limit = limit
         self._groups: dict[str, GroupQueue] = {}
         self._delayed: dict[tuple[str, str], tuple[Outgoing, Timer]] = {}
         self._records: dict[str, Record] = {}
@@ -103,11 +100,11 @@ class MemoryStore:
         """Add the group, or what is new about it; a new claim also gets what is stored."""
         queue = self._groups.get(group.name)
         if queue is None:
-            nothing = Group(group.name, (), lease=group.lease, paused=group.paused)
+            nothing = Group(group.name, (), paused=group.paused)
             queue = self._groups[group.name] = GroupQueue(nothing, self.clock, self._changes.ring)
         before = queue.group
         claims = before.claims + tuple(claim for claim in group.claims if claim not in before.claims)
-        queue.group = msgspec.structs.replace(group, claims=claims)
+        queue.group = msgspec.structs.replace(group, claims=claims, lease=group.lease or before.lease)
         if claims != before.claims:
             self._hand_over(queue, before.claims)
         if before.paused and not group.paused:
@@ -143,8 +140,11 @@ class MemoryStore:
         """Store all or, if one of them is refused, none."""
         sizes = [check(message, MAX_MESSAGE) for message in messages]
         new = sum(size for size, message in zip(sizes, messages, strict=True) if self._known(message) is None)
-        self._drop_old()
-        self._make_room(new)
+        if new and not self.space().takes(new):
+            raise StoreFull(
+                f"the memory store holds {self.log.bytes:,} of {self.limit:,} bytes: start workers for what waits, "
+                "or give the store a larger limit"
+            )
         return [self._accept(message) for message in messages]
 
     def _known(self, message: Outgoing) -> int | None:
@@ -187,35 +187,24 @@ class MemoryStore:
         self._changes.ring()
         return entry.position
 
-    def _drop_old(self) -> None:
-        horizon = self.clock.time() - self._retention
-        for entry in list(self._leading(horizon)):
+    # Space
+
+    def space(self) -> Space:
+        """How full it is."""
+        return Space(self.log.bytes, self.limit)
+
+    def purge(self, filter: str, first: int, below: int) -> int:
+        """Remove the entries that no group has still to handle; returns how many."""
+        gone = [
+            entry
+            for entry in self.log
+            if first <= entry.position < below
+            and matches(filter, entry.subject)
+            and not any(entry.position in queue for queue in self._groups.values())
+        ]
+        for entry in gone:
             self.log.remove(entry)
-
-    def _leading(self, horizon: float) -> Iterable[Entry]:
-        for entry in self.log:
-            if entry.time >= horizon or not self._handled(entry):
-                return
-            yield entry
-
-    def _make_room(self, size: int) -> None:
-        allowed = self._limit * _SHARE_FOR_PUBLISHERS
-        if self._limit < 0 or self.log.bytes + size <= allowed:
-            return
-        excess = self.log.bytes + size - allowed
-        for entry in [entry for entry in self.log if self._handled(entry)]:
-            excess -= size_of(entry)
-            self.log.remove(entry)
-            if excess <= 0:
-                return
-        raise StoreFull(
-            f"the memory store holds {self.log.bytes:,} of {self._limit:,} bytes and nothing handled is left to drop: "
-            "start workers for what waits, or give the store a larger limit"
-        )
-
-    def _handled(self, entry: Entry) -> bool:
-        wanting = [queue for queue in self._groups.values() if queue.group.wants(entry.subject, entry.position)]
-        return bool(wanting) and not any(entry.position in queue for queue in self._groups.values())
+        return len(gone)
 
     # Settling
 
@@ -291,4 +280,4 @@ class MemoryStore:
         """Counts of everything."""
         groups = {name: queue.stats(self.dead.count(name)) for name, queue in self._groups.items()}
         log = self.log
-        return Stats(len(log), log.bytes, log.first, log.last, groups, self._limit)
+        return Stats(len(log), log.bytes, log.first, log.last, groups)

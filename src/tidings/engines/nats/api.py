@@ -26,6 +26,9 @@ _FULL: Final = (10002, 10023, 10047, 10077, 10122)
 _LATER: Final = (10008, 10009, 10118, 10164)
 
 _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+_TRY: Final = 5.0
+"""Seconds after which an answer counts as lost, with the server that would have given it, and is asked for again."""
+_BEHIND: Final = 0.01
 PAGE: Final = 500
 _PAGE_BYTES: Final = 8 * 1024 * 1024
 
@@ -88,6 +91,8 @@ class JetStream:
     def __init__(self, link: Link, timeout: float) -> None:
         self.link = link
         self.timeout = timeout
+        self.replicated = False
+        """Whether there are copies: any of them answers a direct get, also one that is a moment behind."""
         self._direct = True
         """Whether this user may read by direct gets; else each message is asked for by itself."""
 
@@ -109,7 +114,7 @@ class JetStream:
         while (left := until - loop.time()) > 0:
             try:
                 await self.link.ready(left)
-                frame = await self.link.request(subject, data, timeout=min(left, max(2.0, timeout / 2)))
+                frame = await self.link.request(subject, data, timeout=min(left, max(2.0, timeout / 2), _TRY))
                 if frame.status == "503":
                     why = "JetStream does not answer there (not enabled, or electing a leader)"
                 elif not self._passing(frame):
@@ -144,7 +149,7 @@ class JetStream:
                 why = str(error)
                 break
             try:
-                frame = await self.link.request(subject, body, headers, timeout=min(left, self.timeout / 2))
+                frame = await self.link.request(subject, body, headers, timeout=min(left, self.timeout / 2, _TRY))
                 sent = True
                 if (ack := read_ack(frame)) is not None:
                     return ack
@@ -189,6 +194,15 @@ class JetStream:
             if not page.get("consumers") or len(found) >= page["total"]:
                 return found
 
+    async def consumer_names(self, stream: str) -> list[str]:
+        """All of them, also those that nobody answers for at the moment."""
+        found: list[str] = []
+        while True:
+            page = await self.call(f"CONSUMER.NAMES.{stream}", {"offset": len(found)})
+            found += page.get("consumers") or []
+            if not page.get("consumers") or len(found) >= page["total"]:
+                return found
+
     async def put_consumer(self, stream: str, config: dict[str, Any], action: str) -> dict[str, Any]:
         """`create` (raises `ApiError` 10148 when it exists otherwise) or `update`."""
         request = {"stream_name": stream, "config": config, "action": action}
@@ -220,7 +234,7 @@ class JetStream:
         return True
 
     async def last(self, stream: str, subject: str) -> Frame | None:
-        """The last message of a subject, read from any replica."""
+        """The last message of a subject; sees every write that was confirmed."""
         return await self.found(await self.ask_last(stream, subject), stream, subject)
 
     async def ask_last(self, stream: str, subject: str) -> asyncio.Future[Frame] | None:
@@ -229,6 +243,9 @@ class JetStream:
             return None
         try:
             await self.link.ready(self.timeout)
+            if self.replicated:
+                which = msgspec.json.encode({"last_by_subj": subject})
+                return await self.link.ask(f"$JS.API.STREAM.MSG.GET.{stream}", which)
             return await self.link.ask(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         except Disconnected:
             return None
@@ -240,11 +257,15 @@ class JetStream:
         try:
             if asked is None:
                 raise TimeoutError
-            async with asyncio.timeout(self.timeout / 2):
+            async with asyncio.timeout(min(self.timeout / 2, _TRY)):
                 frame = await asked
             if frame.status == "503":
                 raise TimeoutError
+            if self.replicated:
+                return self._got(frame)
         except (TimeoutError, Disconnected):
+            if self.replicated:
+                return await self.message(stream, subject)
             frame = await self._ask(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", self.timeout)
         except Denied:
             self._direct = False
@@ -256,13 +277,29 @@ class JetStream:
         return await self._get(stream, {"last_by_subj": subject})
 
     async def _get(self, stream: str, which: dict[str, Any]) -> Frame | None:
+        return self._got(await self._ask(f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode(which), self.timeout))
+
+    @staticmethod
+    def _got(frame: Frame) -> Frame | None:
+        """The message in the leader's answer, None when it has none."""
+        answer: dict[str, Any] = msgspec.json.decode(frame.body)
+        if (error := answer.get("error")) is None:
+            return _decoded(answer["message"])
+        if error.get("err_code") == NO_MESSAGE:
+            return None
+        if error.get("err_code") in _LATER:
+            raise TimeoutError
+        raise ApiError(error.get("err_code", 0), f"reading: {error.get('description', 'refused')}")
+
+    async def standing(self, stream: str, filter: str, first: int) -> int | None:
+        """The first sequence from `first` on that holds something on the filter, by the stream's leader."""
         try:
-            found = await self.call(f"STREAM.MSG.GET.{stream}", which)
+            found = await self.call(f"STREAM.MSG.GET.{stream}", {"seq": first, "next_by_subj": filter})
         except ApiError as error:
             if error.code == NO_MESSAGE:
                 return None
             raise
-        return _decoded(found["message"])
+        return int(found["message"]["seq"])
 
     async def pages(self, stream: str, filter: str, first: int, size: int = PAGE) -> AsyncIterator[list[Frame]]:
         """The stored messages that match from sequence `first` on."""
@@ -271,8 +308,11 @@ class JetStream:
             if frames:
                 yield frames
                 first = int(frames[-1].header("Nats-Sequence")) + 1
-            if not frames or not more:
+            if frames and more:
+                continue
+            if not (self.replicated and self._direct) or await self.standing(stream, filter, first) is None:
                 return
+            await asyncio.sleep(_BEHIND)  # the leader has more than the copy that answered
 
     async def _some(self, stream: str, filter: str, first: int, size: int) -> tuple[list[Frame], bool]:
         """The next messages that match, and whether there may be more."""
@@ -305,7 +345,7 @@ class JetStream:
         while (left := until - loop.time()) > 0:
             try:
                 await self.link.ready(left)
-                frames, whole = await self.link.collect(subject, data, _ends, min(left, self.timeout / 2))
+                frames, whole = await self.link.collect(subject, data, _ends, min(left, self.timeout / 2, _TRY))
             except Disconnected as error:
                 why = str(error)
                 continue

@@ -33,8 +33,7 @@ class Census:
     async def stats(self) -> Stats:
         """See `Engine.stats`."""
         layout = self._layout
-        info = await self._js.stream(layout.events)
-        state, config = info["state"], info["config"]
+        state = (await self._js.stream(layout.events))["state"]
         groups = await self._consumers(layout.events)
         inboxes = await self._consumers(layout.control)
         dead = await self._js.subjects(layout.control, layout.dead("*", "*"))
@@ -54,9 +53,7 @@ class Census:
                 dead=sum(subject.split(".")[-2] == name for subject in dead),
                 pulling=consumer["num_waiting"],
             )
-        return Stats(
-            state["messages"], state["bytes"], state["first_seq"], state["last_seq"], counts, config["max_bytes"]
-        )
+        return Stats(state["messages"], state["bytes"], state["first_seq"], state["last_seq"], counts)
 
     async def states(self, entry: Entry) -> dict[str, GroupState]:
         """See `Engine.states`."""

@@ -85,6 +85,8 @@ class CoreConnection(Protocol):
 
     server: str
     """The address that answered, without password."""
+    identity: str
+    """Of the server's process: another one after a restart."""
     known_servers: tuple[str, ...]
     """Further servers of the cluster, as URLs."""
     max_payload: int
@@ -112,6 +114,7 @@ class NatsPy:
 
     def __init__(self, server: str, address: Address, on_lost: OnLost, on_denied: OnDenied) -> None:
         self.server = server
+        self.identity = ""
         self.known_servers: tuple[str, ...] = ()
         self.max_payload = 0
         self._address = address
@@ -153,6 +156,7 @@ class NatsPy:
             raise EngineUnavailable(f"{self.server}: {str(cause) or type(cause).__name__}") from error
         self._open = True
         self.max_payload = self._client.max_payload
+        self.identity = str(self._client._server_info.get("server_id", ""))
         scheme = "tls" if secure else "nats"
         self.known_servers = tuple(f"{scheme}://{found.netloc}" for found in self._client.discovered_servers)
 

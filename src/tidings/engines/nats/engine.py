@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final
@@ -21,6 +22,7 @@ from ...engine import (
     Reply,
     Responder,
     Signal,
+    Space,
     Stats,
     Stored,
 )
@@ -36,12 +38,16 @@ from .link import Link, Locate
 from .live import Live
 from .publish import Publisher
 from .pull import Puller
+from .purge import Purger
 from .read import Reader
 from .records import Records
 from .redrive import Graveyard
 from .settle import Settler
+from .space import Gauge
 from .streams import prepare
 
+_HANDING_BACK: Final = 4.0
+"""Seconds that `close` gives the server to take back what was pulled."""
 _MIB: Final = 1024 * 1024
 _RESERVE: Final = 64 * 1024
 """What a dead letter may add to a message."""
@@ -71,7 +77,9 @@ class NatsEngine:
         self._js = JetStream(self._link, timeout)
         self._replicas = replicas
         self._groups = Groups(self._js, self._layout)
-        self._publisher = Publisher(self._js, self._layout, self._clock)
+        self._gauge = Gauge(self._js, self._layout)
+        self._publisher = Publisher(self._js, self._layout, self._clock, self._gauge.admit)
+        self._purger = Purger(self._js, self._layout)
         self._settler = Settler(self._js, self._layout, self._clock, self._forget_delivery)
         self._graveyard = Graveyard(self._js, self._layout, self._groups)
         self._census = Census(self._js, self._layout, self._clock, self._graveyard)
@@ -115,9 +123,14 @@ class NatsEngine:
         self._closed = True
         if self._tidying is not None:
             self._tidying.cancel()
+        self._gauge.close()
         self._reader.close()
         self._live.close()
-        await asyncio.gather(*(puller.close() for puller in self._pullers.values()))
+        with contextlib.suppress(TimeoutError):  # a server that does not answer gets it back by the leases
+            async with asyncio.timeout(_HANDING_BACK):
+                await asyncio.gather(*(puller.close() for puller in self._pullers.values()))
+        for puller in self._pullers.values():
+            puller.abandon()
         await self._link.close()
 
     async def abandon(self) -> None:
@@ -125,6 +138,7 @@ class NatsEngine:
         self._closed = True
         if self._tidying is not None:
             self._tidying.cancel()
+        self._gauge.close()
         self._reader.close()
         self._live.close()
         for puller in self._pullers.values():
@@ -235,6 +249,14 @@ class NatsEngine:
         self._check_open()
         return await self._census.stats()
 
+    async def space(self) -> Space:
+        self._check_open()
+        return await self._gauge.read()
+
+    async def purge(self, filter: str, first: int, below: int) -> int:
+        self._check_open()
+        return await self._purger.purge(filter, first, below)
+
     def _check_open(self) -> None:
         if not self._open or self._closed:
             raise Closed("the engine was closed" if self._closed else "the engine is not open: await engine.open()")
@@ -245,4 +267,4 @@ class NatsEngine:
 
     def _ring(self) -> None:
         for puller in self._pullers.values():
-            puller.ring()
+            puller.reconnected()

@@ -13,12 +13,14 @@ from ...engine import Claim, Entry, Group
 from ...errors import Conflict, EngineUnavailable
 from .api import CONSUMER_EXISTS, WRONG_SEQUENCE, ApiError, JetStream, expect
 from .layout import FOREVER, Held, Layout, Shape, shape_of
+from .purge import hold
 from .streams import locked
-from .wire import Origin, copied, direct_entry
+from .wire import Origin, copied, direct_entry, refers
 
 log = logging.getLogger("tidings.engines.nats")
 
 _AT_ONCE: Final = 64
+_LEASE: Final = 30.0
 
 
 class Groups:
@@ -72,7 +74,7 @@ class Groups:
         await self._js.store(layout.gone(name), b"gone", {"Nats-Rollup": "sub"})
         for stream in (layout.events, layout.control):
             await self._js.delete_consumer(stream, name)
-        for subject in (layout.inbox(name), layout.dead(name), layout.attempts(name)):
+        for subject in (layout.inbox(name), layout.dead(name), layout.attempts(name), layout.reference(name)):
             await self._js.purge(layout.control, subject)
 
     async def logged(self, entry: Entry) -> Entry:
@@ -89,7 +91,7 @@ class Groups:
         start = max(1, min((claim.since for claim in group.claims), default=1))
         claims = tuple(Held(claim, 1) for claim in dict.fromkeys(group.claims))
         await self._js.purge(self._layout.control, self._layout.gone(group.name))
-        await self._make(Shape(group.name, claims, group.lease, start))
+        await self._make(Shape(group.name, claims, group.lease or _LEASE, start))
         info = await self._js.consumer(self._layout.events, group.name)
         if info is None:
             raise EngineUnavailable(f"group {group.name!r} was removed while it was being declared")
@@ -179,6 +181,8 @@ class Groups:
 
     async def _into_inbox(self, name: str, entry: Entry) -> None:
         body, headers = copied(entry, Origin(entry.subject, entry.time), self._js.link.max_payload)
+        if refers(headers):
+            await hold(self._js, self._layout, name, entry.position)
         try:
             await self._js.store(self._layout.inbox(name, entry.position), body, headers | expect(0))
         except ApiError as error:
@@ -205,7 +209,7 @@ def _merged(shape: Shape, group: Group) -> Shape:
     """The shape with the claims and the lease of the group; claims that are new to it are pending."""
     there = [held.claim for held in shape.claims]
     added = tuple(Held(claim, None, False) for claim in dict.fromkeys(group.claims) if claim not in there)
-    return replace(shape, claims=shape.claims + added, lease=group.lease)
+    return replace(shape, claims=shape.claims + added, lease=group.lease or shape.lease)
 
 
 def _kept(info: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ async def keep_tidy(js: JetStream, layout: Layout, clock: Clock) -> None:
 
 
 async def tidy(js: JetStream, layout: Layout, clock: Clock, kept: float = KEPT) -> int:
-    """Purge delayed messages that Events has taken over, and inbox messages their group is done with."""
+    """Purge delayed messages that Events has taken over, inbox messages their group is done with, attempts on messages
+    that are done, and marks on entries that nothing refers to any more."""
     since = rfc3339(clock.time() - kept)
     removed = 0
     # `last` is read first: what a consumer without anything open has passed includes all up to there.
@@ -39,10 +40,46 @@ async def tidy(js: JetStream, layout: Layout, clock: Clock, kept: float = KEPT) 
     for source in (await js.stream(layout.events)).get("sources") or []:
         removed += await _purge(js, layout, layout.due(">"), int(source.get("seq", 0)), since)
     for consumer in await js.consumers(layout.control):
-        idle = consumer["num_pending"] == 0 and consumer["num_ack_pending"] == 0
-        passed = last if idle else int(consumer["ack_floor"]["stream_seq"])
-        removed += await _purge(js, layout, layout.inbox(consumer["name"]), passed, since)
+        name, floor = consumer["name"], int(consumer["ack_floor"]["stream_seq"])
+        open = await js.standing(layout.control, layout.inbox(name), floor + 1)
+        removed += await _purge(js, layout, layout.inbox(name), last if open is None else open - 1, since)
+    return removed + await _forget_attempts(js, layout, since) + await _forget_marks(js, layout, since)
+
+
+async def _forget_attempts(js: JetStream, layout: Layout, since: str) -> int:
+    """The register's entries of messages that were finished by a worker that died before it could clear them."""
+    tried = await _places(js, layout, layout.attempts("*", "*"))
+    waiting = await _places(js, layout, layout.inbox("*", "*")) if tried else set()
+    removed = 0
+    for group in {group for group, _ in tried - waiting}:
+        consumer = await js.consumer(layout.events, group)
+        floor = int(consumer["ack_floor"]["stream_seq"]) if consumer else 0
+        for position in sorted(position for name, position in tried - waiting if name == group and position <= floor):
+            removed += await _purge_old(js, layout, layout.attempts(group, position), since)
     return removed
+
+
+async def _forget_marks(js: JetStream, layout: Layout, since: str) -> int:
+    marks = await _places(js, layout, layout.reference("*", "*"))
+    if not marks:
+        return 0
+    used = await _places(js, layout, layout.dead("*", "*")) | await _places(js, layout, layout.inbox("*", "*"))
+    removed = 0
+    for group, position in marks - used:
+        removed += await _purge_old(js, layout, layout.reference(group, position), since)
+    return removed
+
+
+async def _places(js: JetStream, layout: Layout, filter: str) -> set[tuple[str, int]]:
+    """Group and position of what stands on our subjects."""
+    found = (subject.split(".")[-2:] for subject in await js.subjects(layout.control, filter))
+    return {(group, int(position)) for group, position in found}
+
+
+async def _purge_old(js: JetStream, layout: Layout, subject: str, since: str) -> int:
+    """Purge a subject unless something on it is young."""
+    young = await js.first_since(layout.control, subject, since)
+    return await js.purge(layout.control, subject) if young is None else 0
 
 
 async def _purge(js: JetStream, layout: Layout, filter: str, passed: int, since: str) -> int:

@@ -7,6 +7,7 @@ based on:
     _t.{ns}.in.{group}.{position}    inbox: entries given to one group again (redrive, a claim added later)
     _t.{ns}.dead.{group}.{position}  dead letters
     _t.{ns}.att.{group}.{position}   attempts made on a message that is being retried
+    _t.{ns}.ref.{group}.{position}   beside a dead letter or inbox message that is too large to carry the entry's body
     _t.{ns}.at.{id}                  messages that wait for their time
     _t.{ns}.due.{subject}            those whose time has come, on their way into Events
     _t.{ns}.reg.{key}                small shared state
@@ -62,6 +63,9 @@ class Layout(msgspec.Struct, frozen=True):
 
     def attempts(self, group: str, position: int | str = ">") -> str:
         return f"_t.{self.namespace}.att.{group}.{position}"
+
+    def reference(self, group: str, position: int | str = ">") -> str:
+        return f"_t.{self.namespace}.ref.{group}.{position}"
 
     def schedule(self, subject: str, id: str) -> str:
         return f"_t.{self.namespace}.at.{hashlib.sha256(f'{subject} {id}'.encode()).hexdigest()[:32]}"

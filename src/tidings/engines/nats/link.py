@@ -24,6 +24,7 @@ Connector: TypeAlias = Callable[[str, Address, str, OnLost, OnDenied], Awaitable
 MAX_CONTROL_LINE: Final = 4096
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
 _WATCH: Final = 1.0
+_LAST_WORD: Final = 2.0
 _PINGS: Final = 5
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"')
 
@@ -107,6 +108,11 @@ class Link:
         """The address that answers, or answered last."""
         return self._connection.server if self._connection else ""
 
+    @property
+    def identity(self) -> str:
+        """Of the server process that answers; empty while none does."""
+        return self._connection.identity if self._connection else ""
+
     def on_connect(self, callback: Callable[[], None]) -> None:
         """Call after each connect, when the subscriptions stand again, and after each loss."""
         self._on_connect.append(callback)
@@ -138,8 +144,9 @@ class Link:
             return
         self._closed = True
         if self._connection is not None and self.connected:
-            with contextlib.suppress(OSError):
-                await self._connection.ping()
+            with contextlib.suppress(OSError):  # TimeoutError is one
+                async with asyncio.timeout(_LAST_WORD):
+                    await self._connection.ping()
         await self._end("the engine was closed")
 
     async def abandon(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from ...clock import Clock
@@ -21,7 +21,8 @@ WINDOW: Final = 256
 
 
 class Publisher:
-    def __init__(self, js: JetStream, layout: Layout, clock: Clock) -> None:
+    def __init__(self, js: JetStream, layout: Layout, clock: Clock, admit: Callable[[int], Awaitable[None]]) -> None:
+        self._admit = admit
         self._js = js
         self._link = js.link
         self._layout = layout
@@ -29,13 +30,15 @@ class Publisher:
 
     async def publish(self, messages: Sequence[Outgoing], limit: int) -> list[Stored]:
         """See `Engine.publish`. Each try sends what has no answer yet, in order; a try ends with the first trouble."""
+        size = 0
         for message in messages:
-            check(message, limit)
+            size += check(message, limit)
             if not any(matches(root, message.subject) for root in self._layout.roots):
                 raise InvalidMessage(
                     f"{message.subject!r} is in none of the namespace's roots ({', '.join(self._layout.roots)}): "
                     "nobody would store it"
                 )
+        await self._admit(size)
         # Decided once: a repeat that took the other way would be stored a second time.
         now = self._clock.time()
         late = [message.not_before is not None and message.not_before > now for message in messages]

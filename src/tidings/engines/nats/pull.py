@@ -67,6 +67,9 @@ class Puller:
         self._keeper: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._stops = 0
+        self._tried: set[int] = set()
+        self._generation = 0
+        self._identity = self._link.identity
         self._pulling = 0
         self._pulled = 0.0
         self._closed = False
@@ -122,8 +125,7 @@ class Puller:
             keeper, self._keeper = self._keeper, None
             if keeper is not None:
                 keeper.cancel()
-            for subscription in subscriptions:
-                await subscription.drain()
+            await asyncio.gather(*(subscription.drain() for subscription in subscriptions))
             for fetch in self._fetches.values():
                 fetch.forget()
             waiting = [*(delivery.token.reply for delivery in self._buffer), *(f.reply for f in self._doubtful)]
@@ -156,6 +158,17 @@ class Puller:
         if held is not None and held[0] is delivery:
             del self._held[_key(delivery)]
 
+    def reconnected(self) -> None:
+        """The connection was lost, or stands again.
+
+        A server that was started anew may have forgotten that it had sent us something, and send it to others: what
+        still waits here is left to them. So nothing is handed out either while no server answers.
+        """
+        if self._link.identity and self._link.identity != self._identity:
+            self._buffer.clear()
+            self._identity = self._link.identity
+        self.ring()
+
     def ring(self) -> None:
         """Something has changed: let every waiting pull look again."""
         changed, self._changed = self._changed, asyncio.Event()
@@ -173,9 +186,11 @@ class Puller:
         """Subscribe, if this is the first pull or the first after `stop`. Raises `Conflict` for an unknown group."""
         if self._closed:
             raise Closed("the engine was closed")
-        if self._subscriptions and not any(fetch.missing for fetch in self._fetches.values()):
+        missing = any(fetch.missing for fetch in self._fetches.values())
+        if self._subscriptions and not missing and self._generation == self._link.generation:
             return
         async with self._starting:
+            await self._look_up_tried()
             if self._shape is None or any(fetch.missing for fetch in self._fetches.values()):
                 if self._shape is not None:
                     await asyncio.sleep(0.05)  # perhaps a leader is being elected
@@ -188,6 +203,15 @@ class Puller:
                     await self._link.subscribe(self._layout.who(self._group), self._tell_who),
                 ]
                 self._keeper = asyncio.create_task(self._keep(), name=f"tidings leases of {self._group}")
+
+    async def _look_up_tried(self) -> None:
+        """Find out after each connect what was tried: a server that was killed may have forgotten deliveries, and
+        says of a message that was handed out and failed that this is the first time."""
+        generation = self._link.generation
+        if generation != self._generation:
+            tried = await self._js.subjects(self._layout.control, self._layout.attempts(self._group, "*"))
+            self._tried = {int(subject.rpartition(".")[2]) for subject in tried}
+            self._generation = generation
 
     async def _ask(self, limit: int, wait: float) -> None:
         """Ask both consumers for as many as are wanted beyond what is here, unless a request is open."""
@@ -270,14 +294,15 @@ class Puller:
     async def _take(self, limit: int) -> list[Delivery]:
         now = self._clock.monotonic()
         taken: list[Delivery] = []
-        while self._buffer and len(taken) < limit:
+        while self._buffer and len(taken) < limit and self._link.connected:
             delivery = self._buffer.popleft()
             if delivery.deadline > now:
                 taken.append(delivery)
         since = self._clock.time()
         self._held.update((_key(delivery), (delivery, since)) for delivery in taken)
         try:
-            await self._complete([delivery for delivery in taken if delivery.deliveries > 1])
+            again = [d for d in taken if d.deliveries > 1 or d.entry.position in self._tried]
+            await self._complete(again)
             await self._fetch_bodies([delivery for delivery in taken if delivery.token.reference])
         except BaseException:
             self._put_back(taken)

@@ -15,7 +15,8 @@ from .connection import Frame
 from .layout import Layout
 from .link import Disconnected
 from .pull import SAFE, nak
-from .wire import Attempts, copied, death_of, shortened
+from .purge import hold
+from .wire import Attempts, copied, death_of, refers, shortened
 
 TOMBSTONE = {"Nats-Rollup": "sub", "Nats-TTL": "1s"}
 """Replaces what stood under a subject by nothing, and goes away itself."""
@@ -31,12 +32,17 @@ class Settler:
 
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         """See `Engine.settle`. Nothing is left in a buffer: on return the server has read every acknowledgement."""
+        valid = self._valid(outcomes)
+        if not valid:
+            return
         loop = asyncio.get_running_loop()
-        until, why = loop.time() + self._js.timeout, "no answer in time"
+        # No try begins after the leases: it would settle what is somebody else's by then.
+        leases = max(outcome.delivery.deadline for outcome in valid) - self._clock.monotonic()
+        until, why = loop.time() + min(self._js.timeout, leases), "no answer in time"
         while (left := until - loop.time()) > 0:
             try:
                 await self._link.ready(left)
-                async with asyncio.timeout(max(left / 2, 0.1)):
+                async with asyncio.timeout(self._js.timeout / 2):
                     await self._once(self._valid(outcomes))
                 return
             except Disconnected as error:
@@ -95,12 +101,12 @@ class Settler:
                 failed[id(written)] = error
         for outcome in outcomes:
             if id(outcome) not in failed:
+                self._settled(outcome.delivery)  # before it may come back: then it is a new delivery, not this one
                 await self._acknowledge(outcome, id(outcome) in gone)
         await self._link.flush()
         for outcome in outcomes:
             if id(outcome) not in failed:
                 outcome.delivery.token.settled = True
-                self._settled(outcome.delivery)
         if failed:
             raise next(iter(failed.values()))
 
@@ -115,6 +121,8 @@ class Settler:
             return await self._link.ask(subject, msgspec.json.encode(record), condition)
         origin = death_of(delivery, outcome.reason, outcome.attempts, outcome.failure, self._clock.time())
         body, headers = copied(delivery.entry, origin, self._link.max_payload)
+        if refers(headers):
+            await hold(self._js, self._layout, delivery.group, delivery.entry.position)
         subject = self._layout.dead(delivery.group, delivery.entry.position)
         return await self._link.ask(subject, body, headers | condition)
 

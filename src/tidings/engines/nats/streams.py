@@ -31,6 +31,7 @@ async def prepare(js: JetStream, layout: Layout, replicas: int | None = None) ->
         control = await _create(js, layout, layout.control_config(replicas or _COPIES), replicas is None)
     if events is None:
         events = await _create(js, layout, layout.events_config(replicas or _COPIES), replicas is None)
+    js.replicated = control.get("num_replicas", 1) > 1 or events.get("num_replicas", 1) > 1
     _check(layout.control, control, layout.control_config(1))
     _check(layout.events, events, layout.events_config(1))
     if _missing(layout, events):

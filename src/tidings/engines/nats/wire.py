@@ -57,8 +57,8 @@ def clean(headers: Mapping[str, Any] | None) -> dict[str, str]:
     }
 
 
-def check(message: Outgoing, limit: int) -> None:
-    """Raise `InvalidMessage` or `TooLarge` for what must not reach the wire."""
+def check(message: Outgoing, limit: int) -> int:
+    """The size in bytes; raises `InvalidMessage` or `TooLarge` for what must not reach the wire."""
     check_subject(message.subject)
     check_headers(message.headers)
     check_value("the id", message.id)
@@ -70,6 +70,7 @@ def check(message: Outgoing, limit: int) -> None:
         raise InvalidMessage(f"the headers have {headers:,} bytes, the limit is {MAX_HEADERS:,}: put it into the body")
     if message.not_before is not None and not message.not_before < FAR:
         raise InvalidMessage(f"{message.subject}: a message cannot wait until {message.not_before!r}")
+    return size
 
 
 def check_headers(headers: Headers) -> None:
@@ -165,6 +166,11 @@ def copied(entry: Entry, origin: Origin, room: int) -> tuple[bytes, dict[str, st
         origin = replace(origin, odd={}, reference=True)
         return b"", {ORIGIN: _ascii(origin)}
     return entry.body, safe | {ORIGIN: text}
+
+
+def refers(headers: Headers) -> bool:
+    """Whether `copied` made a reference: the entry has to stay in the log."""
+    return '"reference":true' in headers[ORIGIN]
 
 
 def origin_of(frame: Frame) -> Origin:

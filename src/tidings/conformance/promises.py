@@ -1,0 +1,172 @@
+"""What Tidings promises, and the cases that prove it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Promise(NamedTuple):
+    """One promise to users of Tidings."""
+
+    title: str
+    text: str
+    cases: tuple[str, ...]
+    """Names of cases, of either layer."""
+
+
+PROMISES = (
+    Promise(
+        "Stored before it returns",
+        "`await bus.publish(…)` returns when the engine has the message as durably as its setting says. A lost answer "
+        "is asked for again with the same id, then raises `Unconfirmed`: unknown, never failed. A repeat is stored "
+        "once.",
+        (
+            "published_survives_a_restart",
+            "acknowledged_survives_kill_9",
+            "a_restart_loses_and_doubles_nothing",
+            "a_lost_answer_stores_once",
+            "an_answer_that_never_comes_is_unconfirmed",
+            "a_cut_in_the_middle_of_many",
+            "a_frozen_server_harms_nobody",
+            "publish_while_down_fails_in_time",
+            "same_id_stored_once",
+            "repeated_batch_stores_the_rest",
+            "an_id_is_stored_once",
+            "many_keep_their_order",
+        ),
+    ),
+    Promise(
+        "Nothing unhandled is dropped",
+        "A message leaves only after every group that claims it has handled it, or by a person's hand. What nobody "
+        "claims waits, and the first group that comes for it gets it.",
+        (
+            "the_first_group_gets_what_waited",
+            "unclaimed_events_are_told",
+            "a_partly_claimed_wildcard",
+            "groups_declared_together_get_all",
+            "new_group_gets_what_is_stored",
+            "claim_added_to_a_live_group",
+            "cancelled_pull_loses_nothing",
+            "a_restart_takes_no_message_from_its_group",
+            "a_lost_group_is_made_again",
+            "events_outside_of_a_filter_stay",
+            "ledger",
+            "ledger_with_faults",
+        ),
+    ),
+    Promise(
+        "At least once; once in your database",
+        "Writes, inbox mark and follow-up events of a handler with a transaction are committed together, and a "
+        "redelivery changes nothing. Without one: at least once, with `message.id` as idempotency key.",
+        (
+            "commit_brings_everything",
+            "failure_leaves_nothing_behind",
+            "a_redelivery_changes_nothing",
+            "a_late_commit_is_fenced",
+            "the_outbox_follows_the_transaction",
+            "the_outbox_waits_for_the_server",
+            "publishing_beside_a_transaction_is_refused",
+            "an_answer_comes_after_its_commit",
+            "lost_lease_redelivers",
+            "follow_ups_leave_before_the_end",
+            "follow_ups_of_a_rerun_are_stored_once",
+            "a_crash_costs_no_attempt",
+        ),
+    ),
+    Promise(
+        "A failing message harms no other",
+        "It is retried by policy, then it is a dead letter with its original bytes, headers, traceback, attempts, "
+        "handler and host; put back, it goes to the one group that failed. The death of a process blames nobody.",
+        (
+            "a_failing_event_harms_no_other",
+            "failure_is_retried_then_dead",
+            "policies_by_exception",
+            "rejected_is_dead_at_once",
+            "too_long_is_an_attempt",
+            "cancelling_itself_is_a_failure",
+            "poison_harms_no_neighbour",
+            "dead_letter_is_whole",
+            "dead_letter_is_stored_once",
+            "redrive_goes_to_one_group",
+            "redriven_to_the_group_that_failed",
+            "redriven_may_die_again",
+            "a_full_hand_of_the_dead_harms_nobody",
+            "attempts_do_not_count_lost_leases",
+        ),
+    ),
+    Promise(
+        "Order on request",
+        "One reader of a group gets what a publisher sent in its order while nothing fails; more is promised only to "
+        "groups that ask for order.",
+        ("one_reader_gets_them_in_order", "many_keep_their_order", "push_misses_nothing"),
+    ),
+    Promise(
+        "The publisher never changes",
+        "Groups are added, scaled, paused, changed and removed without a word to the publisher.",
+        (
+            "every_group_gets_all",
+            "one_member_gets_each",
+            "a_late_group_gets_what_comes",
+            "a_handler_that_listens_to_more",
+            "two_versions_side_by_side",
+            "many_processes_declare_at_once",
+            "declaring_again_takes_nothing_away",
+            "a_paused_group_waits_for_a_person",
+            "forgotten_group_is_gone",
+        ),
+    ),
+    Promise(
+        "A slow handler keeps its lease; a stopping worker finishes or hands back",
+        "A lease is renewed while its handler runs. A worker that stops takes nothing new, ends what runs, and hands "
+        "back the rest at once, with no attempt burnt.",
+        (
+            "a_slow_handler_keeps_its_lease",
+            "extend_holds",
+            "a_slow_wire_is_only_slow",
+            "stopping_finishes_what_runs",
+            "a_hanging_handler_is_handed_back",
+            "a_stopping_process_answers_what_it_took",
+            "stop_pulling_hands_back",
+            "closing_hands_back",
+            "closing_while_down_is_prompt",
+            "late_settle_is_ignored",
+            "a_late_word_ends_no_other_work",
+        ),
+    ),
+    Promise(
+        "The browser misses nothing",
+        "Push resumes behind the place a browser has seen, on any web process.",
+        ("push_misses_nothing", "push_goes_on_after_a_cut", "read_pages", "read_wakes_early"),
+    ),
+    Promise(
+        "One vocabulary on every engine",
+        "The same case, word for word, passes on each of them; nothing of ours has to be started again after a server "
+        "or a wire has failed.",
+        (
+            "roundtrip",
+            "filters_choose",
+            "everything_goes_on_after_a_restart",
+            "everything_goes_on_after_a_cut",
+            "three_drops_in_a_row",
+            "a_dead_wire_is_noticed",
+            "hundred_requests_do_not_mix",
+            "every_process_hears_a_broadcast",
+            "stats_add_up",
+        ),
+    ),
+    Promise(
+        "Bad input gets a clear error and loses nothing",
+        "What cannot be carried is refused before the wire; what arrives and cannot be read is a dead letter with its "
+        "bytes.",
+        (
+            "bad_input_is_refused_before_the_wire",
+            "refused_before_anything_is_stored",
+            "bad_bytes_are_kept",
+            "unknown_types_are_kept",
+            "unknown_fields_are_ignored",
+            "foreign_messages_are_handled",
+            "a_wrong_result_is_told",
+            "live_messages_have_the_same_limit",
+        ),
+    ),
+)

@@ -1,0 +1,248 @@
+"""A broker, workers and publishers in one folder, each a process that can be killed; and what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+import nats.errors
+
+from demo_system import clean_environment, eventually
+from tidings import embedded
+from tidings.embedded.locate import Layout
+from tidings.embedded.locks import holder_of
+
+from . import events, truth
+
+Role = Literal["worker", "publisher"]
+TESTS = Path(__file__).resolve().parents[1]
+
+
+class Child:
+    """A process of the workload that is started again whenever it ends, until `stop`."""
+
+    def __init__(self, system: System, name: str, *arguments: str, environment: dict[str, str], again: bool) -> None:
+        self._system = system
+        self._name = name
+        self._arguments = arguments
+        self._environment = environment
+        self._again = again
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._task = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        incarnation = 0
+        while not self._stopping:
+            incarnation += 1
+            words = [word.replace("{incarnation}", str(incarnation)) for word in self._arguments]
+            with (self._system.folder / "log" / f"{self._name}.log").open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", *words),
+                    env=self._environment,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+            status = await self._process.wait()
+            # Told to stop before it could listen, it ends by the signal; a crash point kills it by itself.
+            expected = (0, -signal.SIGKILL, -signal.SIGTERM if self._stopping else 0)
+            if status not in expected:
+                self._system.strange.append(f"{self._name} ended with {status}, see its log")
+                await asyncio.sleep(0.5)
+            if not self._again and status == 0:
+                return
+
+    def kill(self) -> bool:
+        """`kill -9`; whether it was there."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return False
+        process.kill()
+        return True
+
+    async def ended(self) -> None:
+        await self._task
+
+    async def stop(self, within: float) -> None:
+        """SIGTERM, and wait for its end; one that does not come is noted and killed."""
+        self._stopping = True
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(within):
+                await asyncio.shield(self._task)
+        except TimeoutError:
+            self._system.strange.append(f"{self._name} did not end within {within:g} s of SIGTERM")
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        self._stopping = True
+        while not self._task.done():
+            self.kill()
+            await asyncio.wait([self._task], timeout=0.1)
+
+
+class System:
+    """One run. `environment` goes to its workers and publishers."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.layout = Layout.of(folder / "broker")
+        self.strange: list[str] = []
+        self.workers: list[Child] = []
+        self.publishers: list[Child] = []
+        self._environment = {
+            **clean_environment(),
+            "PYTHONPATH": str(TESTS),
+            "SOAK_RUN": str(folder),
+            "TIDINGS_LEASE": "5s",
+            **environment,
+        }
+        self._broker: embedded.Broker | None = None
+
+    @property
+    def url(self) -> str:
+        return f"embedded:{self.layout.root}"
+
+    async def start(self) -> None:
+        for name in ("history", "log"):
+            (self.folder / name).mkdir(parents=True)
+        events.make_tables(self.folder)
+        self._broker = await embedded.start(self.layout.root)
+
+    def add_worker(self, **environment: str) -> Child:
+        self.workers.append(self._child(f"worker{len(self.workers)}", "soak.worker", environment=environment))
+        return self.workers[-1]
+
+    def add_publisher(self, rate: float, seed: int, count: int = 0, **environment: str) -> Child:
+        name = f"p{len(self.publishers)}"
+        words = (f"{name}.{{incarnation}}", str(rate), str(count), str(seed))
+        self.publishers.append(self._child(name, "soak.publisher", *words, again=count == 0, environment=environment))
+        return self.publishers[-1]
+
+    def _child(self, name: str, module: str, *words: str, environment: dict[str, str], again: bool = True) -> Child:
+        arguments = (module, str(self.folder), self.url, *words)
+        return Child(self, name, *arguments, environment={**self._environment, **environment}, again=again)
+
+    def kill_server(self) -> bool:
+        return _kill(holder_of(self.layout.fence))
+
+    def kill_supervisor(self) -> bool:
+        return _kill(holder_of(self.layout.supervisor_lock))
+
+    async def begun(self) -> None:
+        """Wait until publishers and workers are at work."""
+        await eventually(lambda: truth.query(self.folder, "SELECT 1 FROM effects LIMIT 1"), 60)
+
+    async def drained(self, within: float) -> bool:
+        """Wait until no group has anything pending and the outbox is empty; False when that takes too long."""
+        deadline, quiet = time.monotonic() + within, 0
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, nats.errors.Error):  # the broker may just be coming back
+                client = await truth.connect(self._admin())
+                try:
+                    idle = await truth.pending(client) == 0 and truth.outbox_rows(self.folder) == 0
+                finally:
+                    await client.close()
+                quiet = quiet + 1 if idle else 0
+            if quiet >= 2:
+                return True
+            await asyncio.sleep(0.3)
+        self.strange.append(f"not drained within {within:g} s of the last fault")
+        return False
+
+    async def stop(self) -> None:
+        """Workers and publishers, in order."""
+        await asyncio.gather(*(child.stop(40) for child in (*self.publishers, *self.workers)))
+
+    async def truth(self) -> truth.Truth:
+        """Read everything; for when nothing moves any more."""
+        client = await truth.connect(self._admin())
+        try:
+            log, dead = await truth.log(client), await truth.dead_letters(client)
+        finally:
+            await client.close()
+        leftovers = [*self.strange]
+        if rows := truth.outbox_rows(self.folder):
+            leftovers.append(f"{rows} rows left in the outbox")
+        # The broker's own go with its last user, which is this process.
+        left = [" ".join(one.cmdline()) for one in truth.processes(str(self.folder))]
+        leftovers += [f"a process is left: {line}" for line in left if str(self.layout.root) not in line]
+        operations, effects = truth.operations(self.folder), truth.effects(self.folder)
+        return truth.Truth(operations, log, dead, effects, tuple(leftovers))
+
+    async def close(self) -> None:
+        """End everything that is left of the run, by the pids that belong to it."""
+        for child in (*self.publishers, *self.workers):
+            await child.abandon()
+        if self._broker is not None:
+            await self._broker.close()
+        for process in truth.processes(str(self.folder)):
+            if str(self.layout.root) not in " ".join(process.cmdline()):
+                _kill(process.pid)
+        await eventually(lambda: holder_of(self.layout.fence) is None, 30, lambda: "the broker stays")
+
+    def _admin(self) -> str:
+        found = embedded.locate(self.layout.root, user="admin")
+        if found is None:
+            raise ConnectionError("the broker is not there at the moment")
+        return found.url
+
+
+@asynccontextmanager
+async def running(folder: Path, **environment: str) -> AsyncIterator[System]:
+    """A started system; afterwards nothing of it is left."""
+    system = System(folder, environment)
+    try:
+        await system.start()
+        yield system
+    finally:
+        await system.close()
+
+
+class Nemesis:
+    """Kills at random, as its seed says."""
+
+    def __init__(self, system: System, seed: int) -> None:
+        self.kills = {"worker": 0, "publisher": 0, "server": 0, "supervisor": 0}
+        self._system = system
+        self._random = random.Random(seed)
+
+    @property
+    def count(self) -> int:
+        return sum(self.kills.values())
+
+    async def run(self, seconds: float, shortest: float = 1.0, longest: float = 5.0) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, self._random.uniform(shortest, longest)))
+            [what] = self._random.choices(tuple(self.kills), (8, 3, 6, 2))
+            for one in ("server", "supervisor") if self._random.random() < 0.05 else (what,):
+                self.kills[one] += self._kill(one)
+
+    def _kill(self, what: str) -> bool:
+        if what == "server":
+            return self._system.kill_server()
+        if what == "supervisor":
+            return self._system.kill_supervisor()
+        children = self._system.workers if what == "worker" else self._system.publishers
+        return self._random.choice(children).kill()
+
+
+def _kill(pid: int | None) -> bool:
+    if pid is None:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False

@@ -1,0 +1,317 @@
+"""What becomes of a message whose handler fails, is cancelled or takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+
+import tidings
+from handlers import New, Saved, died, items, new_bus, publish, until
+from tidings.retry import NEVER
+from tidings.testing import TestBus
+
+
+class Client:
+    pass
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_a_failing_message_is_retried_and_then_dies_whole() -> None:
+    """After all attempts the dead letter has the original bytes and headers, the error, its traceback and handler."""
+    bus, attempts = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New, m: tidings.Message) -> None:
+        attempts.append(m.attempt)
+        raise ValueError("bad item")
+
+    async with TestBus(bus) as t:
+        await bus.publish(New("x"))
+        await t.settle()
+        (letter,) = await t.dead_letters()
+        (stored,) = await t.published()
+    assert attempts == [1, 2, 3]
+    assert (letter.reason, letter.attempts, letter.group) == ("handler_error", 3, "g")
+    assert (letter.entry.body, dict(letter.entry.headers)) == (stored.body, dict(stored._headers))
+    failure = letter.failure
+    assert (failure.error, failure.message, failure.version) == ("ValueError", "bad item", tidings.__version__)
+    assert failure.handler.endswith("handle")
+    assert failure.host
+    assert 'raise ValueError("bad item")' in failure.traceback
+
+
+async def test_a_failing_message_harms_no_other() -> None:
+    """Messages behind a poisonous one are handled while it waits for its retry."""
+    bus, seen = new_bus(), []
+
+    @bus.on(New, group="g", concurrency=1, retry=tidings.RetryPolicy(first=60, most=60))
+    async def handle(new: New) -> None:
+        if new.item == "poison":
+            raise ValueError
+        seen.append(new.item)
+
+    await publish(bus, New("poison"), *(New(str(n)) for n in range(20)))
+    assert seen == [str(n) for n in range(20)]
+
+
+async def test_reject_is_a_dead_letter_at_once() -> None:
+    """No retry, the reason in the dead letter."""
+    bus = new_bus()
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        raise tidings.Reject("no such user")
+
+    (letter,) = await died(bus, New())
+    assert (letter.reason, letter.failure.message, letter.attempts) == ("rejected", "no such user", 1)
+
+
+async def test_retry_later_says_when_and_counts() -> None:
+    """The message comes back after the time the handler chose, and ends as a dead letter if that never helps."""
+    bus, attempts = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New, m: tidings.Message) -> None:
+        attempts.append(m.attempt)
+        raise tidings.RetryLater("not ready", after=30)
+
+    async with TestBus(bus) as t:
+        await bus.publish(New())
+        await t.settle()
+        assert attempts == [1]
+        await t.clock.advance(29)
+        await t.settle()
+        assert attempts == [1]
+        await t.clock.advance(2)
+        await t.settle()
+        assert attempts == [1, 2]
+        await t.clock.advance(31)
+        await t.settle()
+        assert [(d.reason, d.attempts) for d in await t.dead_letters()] == [("handler_error", 3)]
+
+
+async def test_a_policy_per_exception() -> None:
+    """`NEVER` for one exception sends it to the dead letters at once, others are retried."""
+    bus, calls = new_bus(), []
+
+    @bus.on(New, group="g", retry=tidings.RetryPolicy(attempts=2, first=0, most=0, per={LookupError: NEVER}))
+    async def handle(new: New) -> None:
+        calls.append(new.item)
+        raise KeyError if new.item == "key" else ValueError
+
+    await publish(bus, New("key"))
+    await publish(bus, New("value"))
+    assert calls == ["key", "value", "value"]
+
+
+async def test_redrive_starts_the_attempts_again() -> None:
+    """A redriven message has its first attempt again, under the same id, and only in the group that failed."""
+    bus, broken = new_bus(), [True]
+    seen: list[Any] = []
+
+    @bus.on(New, group="g")
+    async def handle(new: New, m: tidings.Message) -> None:
+        if broken:
+            raise ValueError
+        seen.append((m.id, m.attempt))
+
+    @bus.on(New, group="other")
+    async def other(new: New) -> None:
+        seen.append("other")
+
+    async with TestBus(bus) as t:
+        receipt = await bus.publish(New())
+        await t.settle()
+        broken.clear()
+        assert await t.redrive("g") == 1
+        await t.settle()
+        assert seen == ["other", (receipt.id, 1)]
+        assert await t.dead_letters() == []
+        assert await t.redrive("g") == 0
+
+
+@pytest.mark.parametrize("error", [Unprintable(), ValueError("\ud800 \x00"), ValueError("x" * 100_000)])
+async def test_any_exception_becomes_a_storable_dead_letter(error: Exception) -> None:
+    """Errors without a text, with half a surrogate pair, or of any length end as a dead letter and not as a loop."""
+    bus = new_bus()
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        raise error
+
+    (letter,) = await died(bus, New())
+    assert letter.attempts == 3
+    assert len(msgspec.json.encode(letter.failure)) < 20_000
+    assert "\x00" not in letter.failure.message + letter.failure.traceback
+
+
+async def test_a_cancelled_error_of_the_handlers_own_is_a_failure() -> None:
+    """A handler whose inner task was cancelled fails like any other: no hot loop, no silence, attempts counted."""
+    bus, calls = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        calls.append(1)
+        inner = asyncio.ensure_future(asyncio.Event().wait())
+        asyncio.get_running_loop().call_soon(inner.cancel)
+        await inner
+
+    (letter,) = await died(bus, New())
+    assert (len(calls), letter.reason, letter.failure.error) == (3, "handler_error", "CancelledError")
+    assert "the worker had not cancelled it" in letter.failure.message
+
+
+async def test_a_thread_that_raises_cancelled_error_fails() -> None:
+    """The same from a plain `def` handler."""
+    bus = new_bus()
+
+    @bus.on(New, group="g")
+    def handle(new: New) -> None:
+        raise asyncio.CancelledError
+
+    (letter,) = await died(bus, New())
+    assert (letter.failure.error, letter.attempts) == ("CancelledError", 3)
+
+
+async def test_a_handler_that_cancels_its_own_task_is_no_hot_loop() -> None:
+    """That looks like a stop of the worker: the message is handed back, but not at once."""
+    bus, calls = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.Event().wait()
+
+    async with TestBus(bus) as t:
+        await bus.publish(New())
+        await t.settle()
+        assert len(calls) == 1
+        await t.clock.advance(1.1)
+        await t.settle()
+        await t.clock.advance(1.1)
+        await t.settle()
+        assert len(calls) == 3
+        assert await t.dead_letters() == []
+
+
+async def test_stop_iteration_from_a_thread_is_an_error() -> None:
+    """`next()` on something empty fails the message; it does not leave the worker waiting for its thread."""
+    bus = new_bus()
+
+    @bus.on(New, group="g")
+    def handle(new: New) -> None:
+        next(iter(()))
+
+    (letter,) = await died(bus, New())
+    assert (letter.failure.error, letter.reason) == ("RuntimeError", "handler_error")
+    assert "StopIteration" in letter.failure.message
+
+
+async def test_an_engine_that_is_full_burns_no_attempt() -> None:
+    """Follow-ups that cannot be stored now are nobody's fault: the message waits and gets through later."""
+    bus, calls = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New, m: tidings.Message) -> Saved:
+        calls.append(m.attempt)
+        if len(calls) < 5:
+            raise tidings.StoreFull("no space")
+        return Saved(new.item)
+
+    async with TestBus(bus) as t:
+        await bus.publish(New("x"))
+        for _ in range(6):
+            await t.settle()
+            await t.clock.advance(1.1)
+        assert calls == [1] * 5
+        assert await items(t, "events.saved") == ["x"]
+
+
+async def test_a_handler_over_its_time_is_cancelled_and_retried() -> None:
+    """The limit is measured by the clock, the reason is `timeout`, and the handler hears of it."""
+    bus, heard, begun = new_bus(), [], []
+
+    @bus.on(New, group="g", timeout=5, retry=tidings.RetryPolicy(attempts=2, first=0, most=0))
+    async def handle(new: New) -> None:
+        begun.append(new)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    async with TestBus(bus) as t:
+        await bus.publish(New())
+        for attempt in (1, 2):
+            await until(lambda: len(begun) == attempt)  # noqa: B023
+            await t.clock.advance(5.1)
+        await t.settle()
+        (letter,) = await t.dead_letters()
+    assert heard == ["cancelled"] * 2
+    assert (letter.reason, letter.attempts, letter.failure.error) == ("timeout", 2, "TimeoutError")
+    assert "after 5 s" in letter.failure.message
+
+
+async def test_a_timeout_error_of_the_handlers_own_is_not_ours() -> None:
+    """A dependency that timed out is a handler error."""
+    bus = new_bus()
+
+    @bus.on(New, group="g", retry=NEVER)
+    async def handle(new: New) -> None:
+        raise TimeoutError("the mail server")
+
+    (letter,) = await died(bus, New())
+    assert (letter.reason, letter.failure.message) == ("handler_error", "the mail server")
+
+
+async def test_an_inner_time_limit_leaves_ours_alone() -> None:
+    """`asyncio.timeout` and `wait_for` inside a handler work as everywhere else."""
+    bus, seen = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), 0)
+        seen.append(new.item)
+
+    assert await died(bus, New("x")) == []
+    assert seen == ["x"]
+
+
+async def test_a_thread_over_its_time_is_retried_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """The thread cannot be stopped, and the log says so; the message goes on meanwhile."""
+    bus, go, runs = new_bus(), threading.Event(), itertools.count(1)
+
+    @bus.on(New, group="g", timeout=5, concurrency=2)
+    def handle(new: New) -> None:
+        if next(runs) == 1:
+            go.wait(20)
+
+    try:
+        async with TestBus(bus) as t:
+            await bus.publish(New())
+            await t.clock.advance(1)
+            await t.clock.advance(5)
+            await t.settle()
+            assert await t.dead_letters() == []
+            assert next(runs) == 3
+    finally:
+        go.set()
+    assert "a thread cannot be stopped: " in caplog.text
