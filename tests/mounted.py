@@ -5,6 +5,8 @@ Both need the right to mount (`needs.may_mount`). They are unmounted whatever ha
 
 from __future__ import annotations
 
+import errno
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -58,16 +60,17 @@ def unmounted_at_the_end(place: Path) -> Iterator[None]:
             time.sleep(0.05)
 
 
-def fill(place: Path) -> Path:
-    """Use up all room with one file; returns it."""
+def fill(place: Path, leave: int = 0) -> Path:
+    """Use up all room but that many bytes with one file; returns it."""
     ballast = place / "ballast"
     with ballast.open("wb", buffering=0) as file:
         try:
-            while file.write(b"\0" * 65536):
-                pass
-        except OSError:
-            return ballast
-    raise AssertionError("a write of nothing")
+            while not leave or shutil.disk_usage(place).free > leave:
+                file.write(b"\0" * 65536)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+    return ballast
 
 
 def run(*command: str | Path) -> None:

@@ -25,6 +25,7 @@ from .schedule import CatchUp, Schedule, Timing
 from .settings import Settings, load, override
 from .subjects import check_filter, check_subject, matches
 from .sync import SyncPublisher
+from .versions import Upcaster
 
 if TYPE_CHECKING:
     from .push import Endpoint, Visible
@@ -35,6 +36,7 @@ log = logging.getLogger("tidings")
 F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 S = TypeVar("S", bound=Callable[[], Awaitable[object]])
+U = TypeVar("U", bound=Upcaster)
 
 
 class Bus:
@@ -101,7 +103,8 @@ class Bus:
         retry: RetryPolicy | None = None,
         timeout: float | None = None,
         concurrency: int | None = None,
-        start: Start = "unclaimed",
+        start: Start | datetime = "unclaimed",
+        rate: str | float | None = None,
     ) -> Callable[[F], F]:
         """Handle events, given as event classes or subject filters.
 
@@ -109,7 +112,7 @@ class Bus:
         `provide` offers. Events it returns are published when, and only if, it has succeeded. For the options see
         `HandlerOptions`.
         """
-        options = HandlerOptions(group, retry, timeout, concurrency, start)
+        options = HandlerOptions(group, retry, timeout, concurrency, start, rate)
 
         def decorate(function: F) -> F:
             self.registry.add_handler(Handler(function, what, options))
@@ -158,6 +161,21 @@ class Bus:
     def _scheduled(self, timing: Timing, catch_up: CatchUp, options: HandlerOptions) -> Callable[[F], F]:
         def decorate(function: F) -> F:
             self.registry.add_schedule(Schedule(function, timing, catch_up, options))
+            return function
+
+        return decorate
+
+    def upcast(self, event: type, *, from_version: int) -> Callable[[U], U]:
+        """Bring older messages of an event class up to date: the function makes the JSON object of version
+        `from_version + 1` from that of `from_version`. Several steps are chained, and handlers only see the class.
+
+        A message's version is what its `ce-type` says; a plain body published by subject has version 1, a foreign
+        message without a type the current one. What the function raises makes the message a dead letter `invalid`.
+        """
+        spec = require_spec(event)
+
+        def decorate(function: U) -> U:
+            self.registry.upcasters.add(spec, from_version, function)
             return function
 
         return decorate
@@ -220,12 +238,14 @@ class Bus:
         id: str | None = None,
         delay: float | None = None,
         at: datetime | None = None,
+        expires: float | None = None,
         now: bool = False,
     ) -> Receipt:
         """Store an event, given as an event object or as subject and plain body.
 
         Returns when the engine has it as durably as its setting says (the embedded broker: on the disk). With `delay`
-        (seconds) or `at` it is stored now and handed out then. Raises `InvalidMessage` before anything is sent,
+        (seconds) or `at` it is stored now and handed out then; what no handler has begun `expires` seconds from now is a
+        dead letter `expired`. Raises `InvalidMessage` before anything is sent,
         `StoreFull`, `EngineUnavailable`, and `Unconfirmed` when no answer came within the engine's time limit: then
         publish again with the receipt's id. Cancelling leaves it open whether the event is stored.
 
@@ -235,7 +255,7 @@ class Bus:
         if in_transaction.get() and not now:
             raise PublishInTransaction
         running = await self.connect()
-        message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at)
+        message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at, expires=expires)
         return (await running.publisher.send([message]))[0]
 
     async def cancel(self, receipt: Receipt) -> bool:
@@ -318,14 +338,19 @@ class Bus:
     async def connect(self) -> Running:
         """Connect if it has not happened yet, and declare all groups of this bus.
 
-        Raises `ConfigError` for handlers that cannot work and `EngineUnavailable` when nobody answers.
+        Raises `ConfigError` for handlers that cannot work, or when it is connected in another event loop, and
+        `EngineUnavailable` when nobody answers.
         """
-        if self._running is not None:
-            return self._running
-        async with self._connecting:
-            if self._running is None:
-                self._running = await Running.start(self, self._pushed)
-            return self._running
+        if self._running is None:
+            async with self._connecting:
+                if self._running is None:
+                    self._running = await Running.start(self, self._pushed)
+        if self._running.loop is not asyncio.get_running_loop():
+            raise ConfigError(
+                f"{self!r} is connected in another event loop (publish_sync and threads share it by themselves): "
+                "close it there first, or use a bus of its own in each loop"
+            )
+        return self._running
 
     def _ready(self) -> Running:
         if self._running is None:

@@ -52,6 +52,7 @@ class _Msgspec:
     def __init__(self, type: Any) -> None:
         self._decoder = msgspec.json.Decoder(type, dec_hook=_from_plain)
         self._encoder = msgspec.json.Encoder(enc_hook=_to_plain)
+        self._typed = type is not Any
 
     def encode(self, value: Any) -> bytes:
         try:
@@ -60,7 +61,18 @@ class _Msgspec:
                 _refuse_nan(msgspec.to_builtins(value, enc_hook=_to_plain))
         except (TypeError, ValueError, RecursionError) as error:
             raise _unwritable(value, error) from error
-        return _checked(body)
+        body = _checked(body)
+        if self._typed:
+            self._check_arrival(value, body)
+        return body
+
+    def _check_arrival(self, value: Any, body: bytes) -> None:
+        """msgspec checks fields when it decodes, not when an instance is made: do it while the publisher can hear of
+        it, not when the message has become a dead letter."""
+        try:
+            self.decode(body)
+        except DecodeError as error:
+            raise InvalidMessage(f"{type(value).__name__} would be refused on arrival: {error}") from error
 
     def decode(self, body: bytes) -> Any:
         check_depth(body)

@@ -77,6 +77,9 @@ class Delivery(msgspec.Struct, eq=False):
     """`clock.monotonic()` after which nothing may be settled any more: the lease may be somebody else's."""
     token: Any = None
     """The engine's own note of where to settle it."""
+    crashes: int = 0
+    """How often a handler of this group has begun it (see `Engine.begin`) and never came to an end; since the last
+    redrive."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -114,8 +117,10 @@ class Dead(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def attempts(self) -> int:
-        """What the dead letter says: the attempts counted before, and this one if a handler ran."""
-        return self.delivery.attempts + (self.reason in ("handler_error", "timeout", "crash_loop", "rejected"))
+        """What the dead letter says: the attempts counted before, and this one if a handler ran; crashes count too."""
+        if self.reason == "crash_loop":
+            return self.delivery.attempts + self.delivery.crashes
+        return self.delivery.attempts + (self.reason in ("handler_error", "timeout", "rejected"))
 
 
 class Release(msgspec.Struct, frozen=True, eq=False):
@@ -182,6 +187,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """Attempts made, the last one included; 0 when no handler ever ran."""
     died: float
     """Seconds since 1970."""
+    original: bytes | None = None
+    """The body as it was published, once somebody has amended it; `entry.body` is what a redrive delivers."""
 
     @property
     def key(self) -> str:
@@ -342,6 +349,15 @@ class Engine(Protocol):
         """Ask for no more and hand back, at once and without burning an attempt, what waits here for a `pull`."""
         ...
 
+    async def begin(self, delivery: Delivery) -> None:
+        """Note, before a handler runs what may have killed its process, that it begins: durable on return.
+
+        Any outcome takes the note back. When none comes before the lease ends, each later `Delivery` of the message
+        to the group has one more in `crashes`. Raises `Conflict` for a delivery whose lease has moved on, and
+        `EngineUnavailable` or `Unconfirmed`: then nothing may run; repeating it counts once.
+        """
+        ...
+
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Say what became of deliveries, many at a time.
 
@@ -372,7 +388,11 @@ class Engine(Protocol):
         ...
 
     async def dead_letters(self, group: str | None = None, after: int = 0, limit: int = 100) -> list[DeadLetter]:
-        """Dead letters of one group or all, by rising original position behind `after`; pages while growing."""
+        """Dead letters of one group or all, by rising original position behind `after`; pages while growing.
+
+        Those of one position come together, even beyond `limit`, so that `after` loses none; large ones make a page
+        shorter. Only an empty page is the last.
+        """
         ...
 
     async def redrive(self, letters: Sequence[DeadLetter]) -> int:
@@ -385,6 +405,23 @@ class Engine(Protocol):
 
     async def discard(self, letters: Sequence[DeadLetter]) -> int:
         """Remove dead letters for good; returns how many were there."""
+        ...
+
+    async def amend(self, letter: DeadLetter, body: bytes) -> bool:
+        """Give a dead letter another body, which a redrive delivers under the same headers and identity. The first
+        body stays with it as `original`, also when it dies again.
+
+        False when it is gone, or has died anew or been amended since `letter` was read. Raises `TooLarge` when both
+        bodies do not fit into one message. After `Unconfirmed` read it again.
+        """
+        ...
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> int:
+        """Store dead letters that were read before and are gone, each where its group has none for its position;
+        returns how many. Only for messages that the group has nothing else to do with.
+
+        Raises `Conflict` for a group that is not declared. Cancelled or without an answer, repeating is safe.
+        """
         ...
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> int | bool | None:

@@ -9,33 +9,41 @@ import asyncio
 import contextvars
 import inspect
 import logging
+import random
 import socket
+import threading
 import traceback
 import types
 import typing
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, Final
 
 from .clock import Clock, timeout
 from .codec import Codec, codec_for
-from .engine import Dead, Delivery, Done, Entry, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
-from .errors import DecodeError, EngineError
-from .events import spec_of
-from .message import TYPE, Message, current_message, decode_header, follow_up_id, identity
+from .engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
+from .errors import DecodeError
+from .events import EventSpec, spec_of
+from .message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
+from .outage import away
 from .publisher import Publisher
 from .registry import Handler, Plan, Provider
 from .retry import Reject, RetryLater, RetryPolicy
-from .unit import InboxKey, Unit
+from .threads import Threads
+from .unit import InboxKey, Unit, Units
 from .version import __version__
+from .versions import AGAIN, Patience
 
 log = logging.getLogger("tidings.worker")
 
 in_transaction: contextvars.ContextVar[bool] = contextvars.ContextVar("tidings_in_transaction", default=False)
 """Whether the running handler has a transaction: then `bus.publish` would not belong to it."""
 
+RERUNS: Final = 5
+"""Runs more that a transaction gets within one delivery when it lost against another one."""
 _MOST_TRACEBACK = 8_000
 _HOST = socket.gethostname()
+_threads = Threads()  # of plain handlers without a transaction
 
 
 class LeaseLost(Exception):
@@ -46,7 +54,14 @@ class Handling:
     """One handler, ready to take deliveries."""
 
     def __init__(
-        self, handler: Handler, plan: Plan, publisher: Publisher, namespace: str, policy: RetryPolicy, limit: float
+        self,
+        handler: Handler,
+        plan: Plan,
+        publisher: Publisher,
+        namespace: str,
+        policy: RetryPolicy,
+        limit: float,
+        patience: float = 600.0,
     ) -> None:
         self.handler = handler
         self.plan = plan
@@ -55,23 +70,33 @@ class Handling:
         self.policy = handler.options.retry or policy
         self.limit = handler.options.timeout or limit
         self.clock = publisher.clock
-        self._codecs: dict[str, Codec] = {}
+        self._readers: dict[str, tuple[EventSpec | None, Codec]] = {}
+        self._patience = Patience(self.clock, patience)
 
-    async def outcome(self, delivery: Delivery) -> tuple[Outcome, list[Outgoing]]:
-        """Run the handler; returns what becomes of the delivery and what it staged for sending after its commit.
-
-        Raises only `LeaseLost` and `CancelledError`; then nothing was committed, unless the commit itself was cut
-        off: then the inbox knows at the next delivery.
-        """
+    def read(self, delivery: Delivery) -> Message[Any] | Outcome:
+        """The message for the handler, or what becomes of a delivery that no handler here is to see."""
         entry = delivery.entry
         if not self.handler.listens_to(entry.subject):
             # The group's claims are wider than this version's filters: a newer or older one of us handles it.
-            return Release(delivery, delay=5.0), []
+            return Release(delivery, delay=AGAIN)
+        if (over := expiry(entry.headers)) is not None and over <= self.clock.time():
+            log.error("dead letter: it expired at %s", entry.headers[EXPIRY])
+            return Dead(delivery, "expired", self._failure(Expired(entry.headers[EXPIRY]), with_traceback=False))
         try:
-            message = self.decode(delivery)
+            return self.decode(delivery)
         except DecodeError as error:
+            if error.reason == "unknown_type" and (left := self._patience.left(entry)) > 0:
+                log.warning("left to a worker that knows it: %s", error)
+                return Release(delivery, delay=left)
             reason: Reason = error.reason  # type: ignore[assignment]
-            return Dead(delivery, reason, self._failure(error, with_traceback=False)), []
+            return Dead(delivery, reason, self._failure(error, with_traceback=False))
+
+    async def handle(self, delivery: Delivery, message: Message[Any]) -> tuple[Outcome, list[Outgoing]]:
+        """Run the handler; returns what becomes of the delivery and what it staged for sending after its commit.
+
+        Raises only `LeaseLost`, `Away` and `CancelledError`; then nothing was committed, unless the commit itself was
+        cut off: then the inbox knows at the next delivery.
+        """
         with being_handled(message, self.plan.transactional):
             try:
                 return Done(delivery), await self._run(delivery, message)
@@ -80,7 +105,7 @@ class Handling:
             except asyncio.CancelledError as error:
                 if is_stopping():
                     raise
-                return self._failed(delivery, _CancelledItself(self.handler.name, error), None), []
+                return self.failed(delivery, _CancelledItself(self.handler.name, error)), []
             except Exception as error:
                 return self._judged(delivery, error), []
 
@@ -88,24 +113,18 @@ class Handling:
         """The message with its data as the handler's type; raises `DecodeError`."""
         entry = delivery.entry
         id = identity(entry, self.namespace)
-        self._check_version(entry)
-        data = self._codec(entry.subject).decode(entry.body)
-        return Message(entry, data, id=id, group=delivery.group, attempt=delivery.attempts + 1)
+        reader = self._readers.get(entry.subject)
+        if reader is None:
+            reader = self._readers[entry.subject] = self._reader(entry.subject)
+        spec, codec = reader
+        body = entry.body if spec is None else self.publisher.registry.upcasters.current(entry, spec)
+        return Message(entry, codec.decode(body), id=id, group=delivery.group, attempt=delivery.attempts + 1)
 
-    def _check_version(self, entry: Entry) -> None:
-        spec = self.publisher.registry.types.get(entry.subject)
-        given = entry.headers.get(TYPE)
-        if spec is None or given is None:
-            return
-        name = decode_header(given)
-        if name != spec.ce_type and name.startswith(f"{entry.subject}.v"):
-            raise DecodeError("unknown_type", f"the message is of type {name!r}, this version knows {spec.ce_type!r}")
-
-    def _codec(self, subject: str) -> Codec:
-        codec = self._codecs.get(subject)
-        if codec is None:
-            codec = self._codecs[subject] = codec_for(self._type_for(subject))
-        return codec
+    def _reader(self, subject: str) -> tuple[EventSpec | None, Codec]:
+        """What reads a subject, and the class whose versions count: the one the handler takes or is registered with."""
+        taken = self._type_for(subject)
+        specs = [spec for spec in (spec_of(taken), *self.handler.classes) if spec and spec.subject == subject]
+        return next(iter(specs), None), codec_for(taken)
 
     def _type_for(self, subject: str) -> Any:
         known = self.publisher.registry.types.get(subject)
@@ -130,6 +149,17 @@ class Handling:
                 result = await self._call(message, None)
             await self.publisher.send(self._follow_ups(result, message))
             return []
+        for rerun in range(1, RERUNS + 1):
+            try:
+                return await self._transact(units, delivery, message)
+            except Exception as error:
+                if not units.conflict(error):
+                    raise
+                log.info("lost against another transaction, runs again (%d of %d): %s", rerun, RERUNS, line_of(error))
+            await self.clock.sleep(random.uniform(0.0, 0.01 * 2**rerun))  # noqa: S311
+        return await self._transact(units, delivery, message)
+
+    async def _transact(self, units: Units, delivery: Delivery, message: Message[Any]) -> list[Outgoing]:
         async with units.begin(self.plan.connection) as unit:
             async with time_limit(self.clock, self.limit):
                 if not await unit.fresh([InboxKey(message.group, message.subject, message.id)]):
@@ -178,15 +208,13 @@ class Handling:
         if isinstance(error, Reject):
             return Dead(delivery, "rejected", self._failure(error, with_traceback=False))
         if isinstance(error, RetryLater):
-            return self._failed(delivery, error, error.after)
-        units = self.plan.units
-        if isinstance(error, EngineError) or (units is not None and units.transient(error)):
-            # No message is to blame for an engine or database that is away, busy or full.
-            log.warning("handing the message back: %s", _line(error))
-            return Release(delivery, delay=1.0)
-        return self._failed(delivery, error, None)
+            return self.failed(delivery, error, error.after)
+        if (elsewhere := away(error, self.plan.units)) is not None:
+            raise elsewhere from error
+        return self.failed(delivery, error)
 
-    def _failed(self, delivery: Delivery, error: Exception, after: float | None) -> Outcome:
+    def failed(self, delivery: Delivery, error: Exception, after: float | None = None) -> Outcome:
+        """What becomes of a delivery whose failure counts as an attempt."""
         failed = delivery.attempts + 1
         policy = self.policy.applied_to(error)
         delay = policy.delay(failed)
@@ -198,7 +226,7 @@ class Handling:
             return Dead(delivery, "timeout" if isinstance(error, TimeUp) else "handler_error", failure)
         if after is not None:
             delay = after
-        log.warning("attempt %d of %d failed, again in %.1f s: %s", failed, policy.attempts, delay, _line(error))
+        log.warning("attempt %d of %d failed, again in %.1f s: %s", failed, policy.attempts, delay, line_of(error))
         return RetryAfter(delivery, delay, failure)
 
     def _failure(self, error: Exception, *, with_traceback: bool = True) -> Failure:
@@ -215,6 +243,15 @@ class Handling:
 
 class TimeUp(TimeoutError):
     """The handler's time limit, told apart from a `TimeoutError` of the handler's own."""
+
+
+class Expired(Exception):
+    """No handler began the message in time."""
+
+    def __init__(self, at: str) -> None:
+        super().__init__(
+            f"it expired at {at}, and no handler had finished it by then: too few workers, or none for long"
+        )
 
 
 class _CancelledItself(Exception):
@@ -253,7 +290,8 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """The error in one line of a log."""
     return f"{error_name(error)}: {error_text(error)}".splitlines()[0][:300]
 
 
@@ -304,14 +342,20 @@ async def call(function: Callable[..., Any], arguments: dict[str, Any], is_async
         except StopIteration as error:
             # A future cannot hold one: whoever waits for the thread would wait for ever.
             raise RuntimeError(f"{function.__qualname__} raised StopIteration") from error
+        finally:
+            ended.set()
 
-    if unit is not None:
-        return await unit.run(contextvars.copy_context().run, run)
-    running = asyncio.ensure_future(asyncio.to_thread(run))
+    ended = threading.Event()
+    thread = _threads.take() if unit is None else None
     try:
-        return await asyncio.shield(running)
+        if unit is not None:
+            return await unit.run(contextvars.copy_context().run, run)
+        assert thread is not None
+        return await thread.run(run)
     except asyncio.CancelledError:
-        if not running.done():
+        if not ended.is_set():
             log.error("a thread cannot be stopped: %s goes on in the background", function.__qualname__)
-            running.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise
+    finally:
+        if thread is not None:
+            _threads.give_back(thread)

@@ -30,6 +30,7 @@ SPEC_VERSION: Final = "ce-specversion"
 CORRELATION: Final = "ce-correlationid"
 CAUSATION: Final = "ce-causationid"
 KEY: Final = "ce-partitionkey"
+EXPIRY: Final = "ce-expirytime"
 TRACEPARENT: Final = "traceparent"
 
 _FOLLOW_UPS: Final = uuid.UUID("5f0b1f0e-4c61-5d0f-9d58-3b9a4a6f5c11")
@@ -90,6 +91,12 @@ class Message(Generic[T]):
         """The ordering key."""
         return self.header(KEY)
 
+    @property
+    def expires(self) -> datetime | None:
+        """When it is too late to handle it."""
+        over = expiry(self._headers)
+        return None if over is None else datetime.fromtimestamp(over, UTC)
+
     def __repr__(self) -> str:
         return f"<Message {self.id} on {self.subject}>"
 
@@ -104,6 +111,19 @@ def identity(entry: Entry, namespace: str) -> str:
     return decode_header(given) if given else f"{namespace}-{entry.position}"
 
 
+def expiry(headers: Mapping[str, str]) -> float | None:
+    """When the message expires, in seconds since 1970. What is no time of RFC 3339 is taken for none: a message is
+    handled rather than lost."""
+    given = headers.get(EXPIRY)
+    if given is None:
+        return None
+    try:
+        over = datetime.fromisoformat(decode_header(given).strip().upper())
+        return None if over.tzinfo is None else over.timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
 def compose(
     subject: str,
     body: bytes,
@@ -115,17 +135,20 @@ def compose(
     key: str | None = None,
     cause: Message[Any] | None = None,
     not_before: float | None = None,
+    expires: float | None = None,
 ) -> Outgoing:
     """Write a message for the wire."""
     headers = {
         ID: encode_header(id),
         TYPE: encode_header(ce_type),
         SOURCE: encode_header(source),
-        TIME: datetime.fromtimestamp(now, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        TIME: _rfc3339(now),
         SPEC_VERSION: "1.0",
     }
     if key is not None:
         headers[KEY] = encode_header(key)
+    if expires is not None:
+        headers[EXPIRY] = _rfc3339(expires)
     if cause is not None:
         headers[CORRELATION] = encode_header(cause.correlation_id)
         headers[CAUSATION] = encode_header(cause.id)
@@ -134,6 +157,10 @@ def compose(
     else:
         headers[CORRELATION] = headers[ID]
     return Outgoing(subject, body, headers, id, not_before)
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def follow_up_id(cause: Message[Any], index: int) -> str:

@@ -162,6 +162,7 @@ class SessionOutbox:
         id: str | None = None,
         delay: float | None = None,
         at: datetime | None = None,
+        expires: float | None = None,
     ) -> Receipt:
         """Write the event into the transaction; it leaves after the commit, or not at all.
 
@@ -169,7 +170,7 @@ class SessionOutbox:
         """
         running = await self._connect()
         relay = running.relay_of(self._session)
-        message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at)
+        message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at, expires=expires)
         loop = asyncio.get_running_loop()
 
         def after_commit() -> None:

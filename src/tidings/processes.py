@@ -2,7 +2,7 @@
 
 A program is a command line of this Python. Its child process holds one end of a socket, the *lifeline*: on it the
 child says once that it is ready, and on it the child notices the death of this process, however it died, and then
-stops by itself (`tidings.cli.lifeline`). Children are sessions of their own, so that a Ctrl-C reaches this process
+stops by itself (`tidings.lifeline`). Children are sessions of their own, so that a Ctrl-C reaches this process
 alone, which then stops them stage by stage.
 """
 
@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from .cli import lifeline
+from . import lifeline
 
 UNUSABLE: Final = 2
 """Exit code of a program that cannot work as it is called: it is not started again unless it has worked before."""

@@ -53,6 +53,7 @@ class Publisher:
         id: str | None = None,
         delay: float | None = None,
         at: datetime | None = None,
+        expires: float | None = None,
         cause: Message[Any] | None = None,
     ) -> Outgoing:
         """The message for an event, or for a subject and a plain body. Raises `InvalidMessage`; sends nothing."""
@@ -65,6 +66,7 @@ class Publisher:
         if key is None and field is not None and (own := getattr(value, field)) is not None:
             key = str(own)
         now = self.clock.time()
+        due = _due(now, delay, at)
         message = compose(
             subject,
             codec.encode(value),
@@ -74,7 +76,8 @@ class Publisher:
             now=now,
             key=check_key(key) if key is not None else None,
             cause=cause or current_message.get(),
-            not_before=_due(now, delay, at),
+            not_before=due,
+            expires=None if expires is None else _over(now, due, expires),
         )
         size = len(message.body) + len(subject) + header_size(message.headers)
         if size > self.engine.max_message:
@@ -136,6 +139,14 @@ def _due(now: float, delay: float | None, at: datetime | None) -> float | None:
     if not due <= now + 100 * 365 * 86400:
         raise InvalidMessage(f"due {due - now:g} s from now: a message waits a hundred years at most")
     return due if due > now else None
+
+
+def _over(now: float, due: float | None, expires: float) -> float:
+    if not 0 < expires <= 100 * 365 * 86400:
+        raise InvalidMessage(f"expires={expires:g}: more than 0 seconds, and a hundred years at most")
+    if due is not None and now + expires <= due:
+        raise InvalidMessage(f"expires={expires:g}: it would be over before it is due, {due - now:g} s from now")
+    return now + expires
 
 
 def _receipt(message: Outgoing, place: Stored) -> Receipt:

@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -19,9 +20,11 @@ from .codec import codec_for
 from .errors import ConfigError
 from .events import EventSpec, spec_of
 from .message import Message
+from .rate import per_second
 from .retry import RetryPolicy
 from .subjects import check_filter, check_group, matches, normalise, overlap
 from .unit import Units
+from .versions import Upcasters
 
 if TYPE_CHECKING:
     from .schedule import Schedule
@@ -44,9 +47,13 @@ class HandlerOptions(msgspec.Struct, frozen=True):
     """Seconds one message may take; None: the setting `timeout` (60 s). What runs longer is cancelled and retried."""
     concurrency: int | None = None
     """Messages handled at once by one worker process; None: 1 with a transaction (one database connection), else 16."""
-    start: Start = "unclaimed"
-    """Where a *new* group begins: with what no group had claimed (the default), with what comes from now on, or with
-    everything that is stored. An existing group always goes on where it stands."""
+    start: Start | datetime = "unclaimed"
+    """Where a *new* group begins: with what no group had claimed (the default), with what comes from now on
+    (`"latest"`), with everything that is stored (`"earliest"`), or with what was stored at a time with a time zone or
+    later. An existing group always goes on where it stands."""
+    rate: str | float | None = None
+    """Messages that one worker process begins at most: `"100/s"`, `"30/m"`, or a number per second. They come evenly,
+    and a worker that was idle makes up for one second at most. None: no limit."""
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -103,6 +110,7 @@ class Registry:
     def __init__(self, roots: Sequence[str] = (">",)) -> None:
         self.roots = tuple(roots)
         self.types: dict[str, EventSpec] = {}
+        self.upcasters = Upcasters()
         self.handlers: dict[str, Handler] = {}
         self.schedules: dict[str, Schedule] = {}
         self.responders: dict[str, Handler] = {}
@@ -236,8 +244,17 @@ def _check_options(handler: Handler) -> None:
         raise ConfigError(f"{handler.name}: concurrency={options.concurrency}: at least 1")
     if options.timeout is not None and not options.timeout > 0:
         raise ConfigError(f"{handler.name}: timeout={options.timeout}: longer than nothing")
-    if options.start not in typing.get_args(Start):
-        raise ConfigError(f"{handler.name}: start={options.start!r}: write one of {', '.join(typing.get_args(Start))}")
+    if isinstance(options.start, datetime):
+        if options.start.tzinfo is None:
+            raise ConfigError(f"{handler.name}: start={options.start} has no time zone: write datetime(…, tzinfo=UTC)")
+    elif options.start not in typing.get_args(Start):
+        words = ", ".join(typing.get_args(Start))
+        raise ConfigError(f"{handler.name}: start={options.start!r}: write one of {words}, or a datetime")
+    if options.rate is not None:
+        try:
+            per_second(options.rate)
+        except ConfigError as error:
+            raise ConfigError(f"{handler.name}: {error}") from None
     for spec in handler.classes:
         if spec.is_request:
             raise ConfigError(f"{handler.name}: {spec.type.__name__} is a request: answer it with @bus.reply")

@@ -98,7 +98,7 @@ class Janitor:
     def __init__(self, engine: Engine, units: Sequence[Units], settings: Settings, *, clock: Clock) -> None:
         self._engine = engine
         self._units = units
-        self._settings = settings
+        self.settings = settings
         self._clock = clock
         self._name = secrets.token_hex(8)
         self._swept = -_SWEEP
@@ -162,17 +162,17 @@ class Janitor:
 
     async def prune(self) -> int:
         """Forget in the databases what was handled long ago; returns how many messages."""
-        if (kept := self._settings.inbox_kept) is None:
+        if (kept := self.settings.inbox_kept) is None:
             return 0
         return sum([await units.prune_inbox(kept) for units in self._units])
 
     async def _handled(self, ledger: claims.Ledger, now: float) -> list[Sweep]:
-        if (kept := self._settings.retention) is None:
+        if (kept := self.settings.retention) is None:
             return []
         return claimed(ledger, await position_at(self._engine, now - kept) + 1)
 
     async def _expired(self, orphans: Sequence[claims.Orphan], now: float) -> list[Sweep]:
-        kept = self._settings.retention_unclaimed
+        kept = self.settings.retention_unclaimed
         old = [] if kept is None else [orphan for orphan in orphans if orphan.oldest.time < now - kept]
         if kept is None or not old:
             return []
@@ -188,6 +188,8 @@ class Janitor:
             removed += await self._sweep(claimed(ledger, below))
             if (space := await self._engine.space()).share < _RELIEVED:
                 return removed
+        if space.share < _PRESSED:
+            return removed
         log.warning(
             "the store is full to %.0f %%, and what fills it is not handled: publishers are refused at 90 %%. Start "
             "workers for what waits (tidings groups ls), act on dead letters (tidings dlq ls), or give it more room",

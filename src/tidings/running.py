@@ -100,7 +100,15 @@ class Running:
             known = ", ".join(self.handlers) or "none"
             raise ConfigError(f"this bus has no group {unknown[0]!r}; it has: {known}")
         handlings = [
-            Handling(handler, self._plan(handler), self.publisher, self.namespace, settings.retry, settings.timeout)
+            Handling(
+                handler,
+                self._plan(handler),
+                self.publisher,
+                self.namespace,
+                settings.retry,
+                settings.timeout,
+                settings.version_grace,
+            )
             for name, handler in self.handlers.items()
             if groups is None or name in groups
         ]
@@ -143,7 +151,8 @@ class Running:
     def decode(self, entry: Entry) -> Message[Any]:
         """An entry as a message, by what the bus knows of its subject; raises `DecodeError`."""
         spec = self.bus.registry.types.get(entry.subject)
-        data = codec_for(spec.type if spec else Any).decode(entry.body)
+        body = self.bus.registry.upcasters.current(entry, spec) if spec else entry.body
+        data = codec_for(spec.type if spec else Any).decode(body)
         return Message(entry, data, id=identity(entry, self.namespace))
 
     async def close(self) -> None:

@@ -48,6 +48,9 @@ class Settings(msgspec.Struct, frozen=True):
     """Seconds after which an event goes that no group has ever wanted; None, written `never`, keeps it."""
     retention_inbox: float | None = None
     """Seconds for which the database remembers what was handled; None is twice `retention`, and at least 14 days."""
+    version_grace: float = 600.0
+    """Seconds that a message of a newer version, or of a type that its handler does not know, waits for a worker that
+    knows it; then it is a dead letter `unknown_type`."""
     log_format: str = "text"
     """`text` or `json`."""
     log_level: str = "info"
@@ -141,7 +144,7 @@ def _convert(name: str, value: Any, where: str) -> Any:
             return value if isinstance(value, RetryPolicy) else RetryPolicy.parse(str(value))
         if name.startswith("retention") and str(value).strip().lower() == "never":
             return None
-        if name in ("lease", "timeout", "grace") or name.startswith("retention"):
+        if name in ("lease", "timeout", "grace", "version_grace") or name.startswith("retention"):
             seconds = duration(value)
             if seconds <= 0:
                 raise ConfigError("it must be longer than nothing")

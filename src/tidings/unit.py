@@ -37,7 +37,8 @@ class Unit(Protocol):
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a plain function where `connection` may be used (a sync session: in the unit's own thread).
 
-        Cancelling waits for the function's end, because a thread cannot be stopped; its result is dropped.
+        Cancelling gives up the wait: a thread cannot be stopped. What it goes on to do in there is rolled back, and
+        its connection comes back, after its end.
         """
         ...
 
@@ -92,6 +93,11 @@ class Units(Protocol):
     def transient(self, error: BaseException) -> bool:
         """Whether `error` says something about the database being away or busy rather than about the message:
         connection lost, deadlock, serialization failure, locked. Such failures burn no attempt."""
+        ...
+
+    def conflict(self, error: BaseException) -> bool:
+        """Whether the transaction lost against another one and may well succeed when it is run again at once:
+        deadlock, serialization failure. All of them are `transient`."""
         ...
 
     async def prepare(self) -> None:

@@ -3,7 +3,8 @@
     pull ──> handling.outcome ──> settle
               (a task each)        (in batches)
 
-A message that is in hand has its lease renewed every third of it until its outcome is settled. Stopping: no new pull,
+A message that is in hand has its lease renewed every third of it until its outcome is settled. One that may have killed
+a process runs alone (`suspects`), and a group whose database is away probes (`outage`). Stopping: no new pull,
 what waits in buffers goes back at once, running handlers get the grace time, what still runs then is cancelled and
 handed back without burning an attempt. A handler that ignores even that is left behind: its lease ends by itself.
 """
@@ -14,14 +15,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from .clock import Clock
-from .engine import Delivery, Engine, Outcome, Release
+from .engine import Delivery, Done, Engine, Outcome, Release
 from .errors import Closed, Conflict, EngineError, TidingsError
-from .handling import Handling, LeaseLost
+from .handling import Handling, LeaseLost, line_of
 from .logs import message_context
-from .message import identity
+from .message import Message, identity
+from .outage import Away, Outage
 from .outbox import Relay
+from .rate import Rate, per_second
+from .suspects import Floor, crash_loop, is_suspect
 
 log = logging.getLogger("tidings.worker")
 
@@ -49,8 +54,10 @@ class Worker:
         self.grace = grace
         self._relays = {id(relay): relay for relay in relays}
         self._hands = Hands(engine, clock)
+        floor = Floor()
         self._groups = [
-            GroupRunner(engine, handling, self._hands, self._relay_of(handling, relays)) for handling in handlings
+            GroupRunner(engine, handling, self._hands, self._relay_of(handling, relays), floor)
+            for handling in handlings
         ]
         self._leases: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
@@ -132,6 +139,7 @@ class Hands:
         self.clock = clock
         self.held: dict[int, Delivery] = {}
         self._outcomes: list[Outcome] = []
+        self._waiting: dict[int, asyncio.Event] = {}
         self._something = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -143,12 +151,19 @@ class Hands:
     def drop(self, delivery: Delivery) -> None:
         """Give up a delivery without an outcome: its lease brings it back."""
         self.held.pop(id(delivery), None)
+        if (waiting := self._waiting.pop(id(delivery), None)) is not None:
+            waiting.set()
         if not self.held:
             self._empty.set()
 
     def put(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
         self._something.set()
+
+    async def gone(self, delivery: Delivery) -> None:
+        """Wait until the delivery is settled or given up."""
+        if id(delivery) in self.held:
+            await self._waiting.setdefault(id(delivery), asyncio.Event()).wait()
 
     async def settled(self) -> None:
         """Wait until nothing is in hand; leases bound the wait when the engine is away."""
@@ -203,7 +218,7 @@ class Hands:
 class GroupRunner:
     """Pulls for one group and runs its handler, up to its concurrency at once."""
 
-    def __init__(self, engine: Engine, handling: Handling, hands: Hands, relay: Relay | None) -> None:
+    def __init__(self, engine: Engine, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor) -> None:
         self.engine = engine
         self.handling = handling
         self.group = handling.handler.options.group
@@ -211,8 +226,11 @@ class GroupRunner:
         self.running: dict[asyncio.Task[None], Delivery] = {}
         self._hands = hands
         self._relay = relay
-        self._room = asyncio.Event()
-        self._room.set()
+        self._floor = floor
+        self._outage = Outage(self.group, hands.clock)
+        rate = handling.handler.options.rate
+        self._rate = None if rate is None else Rate(hands.clock, per_second(rate))
+        self._one_ended = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -228,13 +246,25 @@ class GroupRunner:
         with contextlib.suppress(EngineError):
             await self.engine.stop_pulling(self.group)
 
+    async def _room(self) -> int:
+        """Wait until more may be begun; returns how many."""
+        while True:
+            await self._outage.turn()
+            ready = self.concurrency if self._rate is None else await self._rate.turn()
+            await self._floor.opened()
+            room = min(ready, (1 if self._outage.probing else self.concurrency) - len(self.running))
+            if room > 0:
+                return room
+            self._one_ended.clear()
+            await self._one_ended.wait()
+
     async def _pull_all(self) -> None:
         pause = 0.1
         deliveries: list[Delivery] | None
         while True:
-            await self._room.wait()
+            room = await self._room()
             try:
-                deliveries = await self.engine.pull(self.group, self.concurrency - len(self.running), _PULL_WAIT)
+                deliveries = await self.engine.pull(self.group, room, _PULL_WAIT)
             except Closed:
                 return
             except TidingsError as error:
@@ -249,7 +279,10 @@ class GroupRunner:
                 pause = min(2 * pause, _MOST_PAUSE)
                 continue
             pause = 0.1
-            for delivery in deliveries:
+            if self._rate is not None:
+                self._rate.take(len(deliveries))
+            # What has crashed before goes last: it waits for the others, not they for it.
+            for delivery in sorted(deliveries, key=lambda delivery: delivery.crashes):
                 self._begin(delivery)
 
     def _begin(self, delivery: Delivery) -> None:
@@ -257,12 +290,10 @@ class GroupRunner:
         task = asyncio.create_task(self._handle(delivery), name=f"tidings-handle-{self.group}")
         self.running[task] = delivery
         task.add_done_callback(self._ended)
-        if len(self.running) >= self.concurrency:
-            self._room.clear()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.running.pop(task, None)
-        self._room.set()
+        self._one_ended.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("the worker itself failed on a message; its lease brings it back", exc_info=error)
 
@@ -274,7 +305,15 @@ class GroupRunner:
             attempt=delivery.attempts + 1,
         ):
             try:
-                outcome, staged = await self.handling.outcome(delivery)
+                message = self.handling.read(delivery)
+                if not isinstance(message, Message):
+                    self._hands.put(message)
+                elif is_suspect(delivery):
+                    await self._handle_alone(delivery, message)
+                else:
+                    async with self._floor.shared():
+                        outcome = await self._outcome(delivery, message)
+                    self._hands.put(outcome)
             except asyncio.CancelledError:
                 # At once when the worker stops; a handler that cancels its own task must not come back in a hot loop.
                 self._hands.put(Release(delivery, delay=0.0 if self._task is None else 1.0))
@@ -282,10 +321,54 @@ class GroupRunner:
             except LeaseLost:
                 log.warning("the lease ended before the handler did: nothing committed, somebody else has it")
                 self._hands.drop(delivery)
-                return
             except BaseException:
                 self._hands.drop(delivery)
                 raise
-            if staged and self._relay is not None:
-                self._relay.send_soon(staged)
+
+    async def _outcome(self, delivery: Delivery, message: Message[Any]) -> Outcome:
+        mark = self._outage.begun()
+        try:
+            outcome, staged = await self.handling.handle(delivery, message)
+        except Away as trouble:
+            return self._after(trouble, delivery, mark)
+        if isinstance(outcome, Done):
+            self._outage.handled(delivery, mark)
+        if staged and self._relay is not None:
+            self._relay.send_soon(staged)
+        return outcome
+
+    def _after(self, trouble: Away, delivery: Delivery, mark: int) -> Outcome:
+        delay = self._outage.failed(delivery, mark, trouble)
+        if delay is None:
+            return self.handling.failed(delivery, trouble.error)
+        log.log(
+            logging.INFO if self._outage.probing else logging.WARNING,
+            "handing the message back for %.1f s, no attempt is counted: %s",
+            delay,
+            line_of(trouble.error),
+        )
+        return Release(delivery, delay)
+
+    async def _handle_alone(self, delivery: Delivery, message: Message[Any]) -> None:
+        """As any message, while nothing else runs: until its outcome is settled, so that the crash of what runs next
+        is not counted for this one."""
+        dead = crash_loop(delivery, self.handling.handler.name)
+        if dead is not None:
+            log.error("dead letter: %s", dead.failure.message)
+            self._hands.put(dead)
+            return
+        async with self._floor.alone():
+            log.info(
+                "handed out %d times, %d attempts failed, %d crashes while it ran alone: it runs alone",
+                delivery.deliveries,
+                delivery.attempts,
+                delivery.crashes,
+            )
+            try:
+                await self.engine.begin(delivery)
+            except EngineError as error:
+                outcome: Outcome = self._after(Away(error, sure=True), delivery, self._outage.begun())
+            else:
+                outcome = await self._outcome(delivery, message)
             self._hands.put(outcome)
+            await self._hands.gone(delivery)

@@ -44,6 +44,9 @@ class MemoryWorld:
     async def restart(self) -> None:
         """The store lives in this process: it ends with it and not before."""
 
+    async def limit(self, size: int) -> None:
+        self._store.limit = size
+
     async def wait(self, seconds: float) -> None:
         for _ in range(20):  # let what was begun get to where it waits before time moves
             await asyncio.sleep(0)

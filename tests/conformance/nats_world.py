@@ -38,8 +38,8 @@ class Servers:
         """Start those that do not run, at the same time."""
         await asyncio.gather(*(node.start() for node in self.nodes if not node.running))
 
-    async def fail(self, stream: str) -> None:
-        """Kill the one that leads the stream, and start it again."""
+    async def fail(self, stream: str, *, leader: bool) -> None:
+        """Kill the one that leads the stream, or one that does not, and start it again."""
         await self.nodes[0].restart()
 
     async def leave(self, *streams: str) -> None:
@@ -100,10 +100,10 @@ class Cluster(Servers):
         async with self.api() as js:
             await js.call("INFO", timeout=40.0)  # answered when the cluster has a leader
 
-    async def fail(self, stream: str) -> None:
+    async def fail(self, stream: str, *, leader: bool) -> None:
         async with self.api() as js:
-            leader = (await js.stream(stream))["cluster"]["leader"]
-        await next(node for node in self.nodes if node.directory.name == leader).restart()
+            leading = (await js.stream(stream))["cluster"]["leader"]
+        await next(node for node in self.nodes if (node.directory.name == leading) is leader).restart()
 
     async def leave(self, *streams: str) -> None:
         await self.start()
@@ -172,7 +172,10 @@ class NatsWorld:
         await engine.abandon()
 
     async def restart(self) -> None:
-        await self._servers.fail(self._streams[0])
+        await self._servers.fail(self._streams[0], leader=False)
+
+    async def fail_over(self) -> None:
+        await self._servers.fail(self._streams[0], leader=True)
 
     async def kill(self) -> None:
         self._servers.kill()
@@ -192,6 +195,11 @@ class NatsWorld:
         async with self._servers.api() as js:
             for stream in self._streams:
                 await js.delete_consumer(stream, group)
+
+    async def limit(self, size: int) -> None:
+        async with self._servers.api() as js:
+            config = (await js.stream(self._streams[0]))["config"] | {"max_bytes": size}
+            await js.call(f"STREAM.UPDATE.{self._streams[0]}", config)
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

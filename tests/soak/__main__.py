@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import platform
 import random
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import tidings
 
 from .checker import Verdict, check
 from .events import ORDERED
@@ -47,6 +50,7 @@ async def soak(folder: Path, minutes: float, seed: int, rate: float) -> tuple[Ve
         for number in range(PUBLISHERS):
             system.add_publisher(rate / PUBLISHERS, seed + number)
         await system.begun()
+        say(f"nats-server {system.version}, Python {platform.python_version()}, tidings {tidings.__version__}")
         nemesis = Nemesis(system, seed)
         telling = asyncio.create_task(tell(nemesis))
         try:

@@ -77,17 +77,18 @@ def _lost(
     truth: Truth, acknowledged: set[str], done: set[tuple[str, str]], dead: set[tuple[str, str]]
 ) -> Iterator[str]:
     in_log = {(message.subject, message.op) for message in truth.log}
+    ended = done | dead
     for op in sorted(acknowledged):
         if (PLACED, op) not in in_log:
             yield f"{op}: acknowledged and not in the log"
         for stage in truth.stages:
-            if stage != "follow" and (stage, op) not in done | dead:
+            if stage != "follow" and (stage, op) not in ended:
                 yield f"{op}: acknowledged, neither done nor dead in {stage}"
     # What follows from an effect counts for those that were never acknowledged, too: the effect is there.
     for op in sorted({op for stage, op in done if stage == "apply"}):
         if (APPLIED, op) not in in_log:
             yield f"{op}: its effect is there, what follows from it is not in the log"
-        if ("follow", op) not in done | dead:
+        if ("follow", op) not in ended:
             yield f"{op}: its effect is there, the one that follows is neither done nor dead"
 
 

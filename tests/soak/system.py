@@ -22,6 +22,7 @@ from tidings.embedded.locate import Layout
 from tidings.embedded.locks import holder_of
 
 from . import events, truth
+from .history import History
 
 Role = Literal["worker", "publisher"]
 TESTS = Path(__file__).resolve().parents[1]
@@ -109,6 +110,11 @@ class System:
             **environment,
         }
         self._broker: embedded.Broker | None = None
+
+    @property
+    def version(self) -> str:
+        """Of nats-server."""
+        return self._broker.version if self._broker else ""
 
     @property
     def url(self) -> str:
@@ -217,6 +223,7 @@ class Nemesis:
         self.kills = {"worker": 0, "publisher": 0, "server": 0, "supervisor": 0}
         self._system = system
         self._random = random.Random(seed)
+        self._history = History(system.folder / "history", "nemesis")
 
     @property
     def count(self) -> int:
@@ -228,7 +235,9 @@ class Nemesis:
             await asyncio.sleep(min(left, self._random.uniform(shortest, longest)))
             [what] = self._random.choices(tuple(self.kills), (8, 3, 6, 2))
             for one in ("server", "supervisor") if self._random.random() < 0.05 else (what,):
-                self.kills[one] += self._kill(one)
+                killed = self._kill(one)
+                self.kills[one] += killed
+                self._history.say("fault", "ok" if killed else "fail", target=one)
 
     def _kill(self, what: str) -> bool:
         if what == "server":

@@ -252,8 +252,8 @@ def test_a_dead_letter_is_found_mended_and_put_back(place: Place) -> None:
     with place.start("run", "app:bus") as worker:
         worker.until("ready:")
         place.out("pub", "events.fragile", '{"n": 1}')
-        eventually(lambda: json.loads(place.out("dlq", "ls", "--json")) != [])
-        (letter,) = json.loads(place.out("dlq", "ls", "--json"))
+        eventually(lambda: json.loads(place.out("dlq", "ls", "--flat", "--json")) != [])
+        (letter,) = json.loads(place.out("dlq", "ls", "--flat", "--json"))
         shown = place.out("dlq", "show", letter["key"])
         assert "ValueError: not yet mended" in shown
         assert "app.py" in shown
@@ -389,12 +389,12 @@ def test_what_destroys_asks_first(place: Place) -> None:
     with place.start("run", "app:bus") as worker:
         worker.until("ready:")
         place.out("pub", "events.fragile", '{"evil": "\\u001b[2J"}')
-        eventually(lambda: json.loads(place.out("dlq", "ls", "--json")) != [])
+        eventually(lambda: json.loads(place.out("dlq", "ls", "--flat", "--json")) != [])
         with AtTerminal(place, "dlq", "drop", "--all") as asked:
             asked.until("Drop 1 message(s) of fragile for good?")
             asked.type("n\n")
             assert asked.ended() == 1
-        assert len(json.loads(place.out("dlq", "ls", "--json"))) == 1
+        assert len(json.loads(place.out("dlq", "ls", "--flat", "--json"))) == 1
         with AtTerminal(place, "tail", "--no-follow") as tail:
             assert tail.ended() == 0
             assert b"[2J" in tail.shown
@@ -403,6 +403,6 @@ def test_what_destroys_asks_first(place: Place) -> None:
             asked.until("for good?")
             asked.type("y\n")
             assert asked.ended() == 0
-        assert json.loads(place.out("dlq", "ls", "--json")) == []
+        assert json.loads(place.out("dlq", "ls", "--flat", "--json")) == []
         worker.signal(signal.SIGTERM)
         assert worker.ended() == 0

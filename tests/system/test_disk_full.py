@@ -14,8 +14,8 @@ import pytest
 
 import tidings
 from demo_system import eventually
-from mounted import fill, tmpfs
-from tidings.embedded.locate import Layout
+from mounted import MIB, fill, tmpfs
+from tidings.embedded.locate import TOO_LITTLE, Layout
 from tidings.embedded.locks import holder_of
 from tidings.errors import EngineUnavailable, StoreFull, Unconfirmed
 
@@ -108,6 +108,28 @@ async def test_a_full_disk_is_said_at_once_and_heals_by_itself(tmp_path: Path) -
     assert publishers.acknowledged - set(in_log) == set()
     assert {id: times for id, times in in_log.items() if times > 1} == {}
     assert {id: times for id, times in handled.items() if times > 1} == {}
+
+
+@pytest.mark.mount
+async def test_a_disk_that_fills_slowly_tears_nothing(tmp_path: Path) -> None:
+    """With some megabytes left the broker is stopped in order, before any write of it fails; and comes back."""
+    with tmpfs(tmp_path / "disk", 64) as disk:
+        layout = Layout.of(disk / "broker")
+        async with tidings.Bus("slow", url=f"embedded:{layout.root}") as bus:
+            publishers = Publishers(bus, 4)
+            try:
+                await publishers.go_on(20)
+                ballast = fill(disk, leave=TOO_LITTLE - MIB)
+                await publishers.fail(ANSWER_WITHIN)
+                await eventually(lambda: holder_of(layout.fence) is None, 10)
+                said = layout.server_log.read_text()
+                ballast.unlink()
+                await publishers.go_on(HEALED_WITHIN)
+            finally:
+                await publishers.stop()
+            assert publishers.acknowledged - set(await stored(bus)) == set()
+    assert "no space left" not in said
+    assert "Server Exiting" in said
 
 
 @pytest.mark.mount

@@ -72,7 +72,7 @@ async def test_save_workers_killed_every_second_save_everything_once(tmp_path: P
         killed = await killing
         once_each(await system.items(), items)
         assert killed >= 3
-        assert await system.tidings_json("dlq", "ls") == []
+        assert await system.tidings_json("dlq", "ls", "--flat") == []
         counted = await shares(system)
         save = {name: count for name, count in counted.items() if "save" in name}
         assert len(save) == 3, save
@@ -153,14 +153,14 @@ async def test_a_poison_item_is_redriven_once(tmp_path: Path) -> None:
             await system.post(http, "harmless")
 
         async def dead() -> bool:
-            return bool(await system.tidings_json("dlq", "ls"))
+            return bool(await system.tidings_json("dlq", "ls", "--flat"))
 
         await eventually(dead, 30, lambda: system.text)
         assert [row["item"] for row in await system.items()] == ["harmless"]
         listed = (await system.tidings("dlq", "ls"))[1]
         assert "handler_error" in listed
         assert "refused by trigger" in listed
-        [letter] = await system.tidings_json("dlq", "ls")
+        [letter] = await system.tidings_json("dlq", "ls", "--flat")
         assert letter["attempts"] == 3
         shown = (await system.tidings("dlq", "show", letter["key"]))[1]
         assert "Traceback" in shown
@@ -170,7 +170,7 @@ async def test_a_poison_item_is_redriven_once(tmp_path: Path) -> None:
         assert status == 0, error
         await system.saved({"poison"})
         assert [row["item"] for row in await system.items()].count("poison") == 1
-        assert await system.tidings_json("dlq", "ls") == []
+        assert await system.tidings_json("dlq", "ls", "--flat") == []
 
 
 async def test_undecodable_bytes_do_not_stop_the_next_message(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ async def test_undecodable_bytes_do_not_stop_the_next_message(tmp_path: Path) ->
         await system.saved({"after"})
 
         async def dead() -> bool:
-            letters = await system.tidings_json("dlq", "ls")
+            letters = await system.tidings_json("dlq", "ls", "--flat")
             return {(letter["group"], letter["reason"]) for letter in letters} == {
                 ("save-handler", "undecodable"),
                 ("audit-handler", "undecodable"),

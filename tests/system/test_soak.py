@@ -74,8 +74,9 @@ async def short_run(folder: Path, planted: Planted) -> Verdict:
 @pytest.fixture(scope="module")
 def judged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judged]:
     """The verdicts on the short runs that were selected, made two at a time: a run mostly waits."""
-    here = [item for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
-    wanted = [item.callspec.params["planted"] for item in here if item.module is request.module]
+    tests = [item for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    given = [item.callspec.params.get("planted") for item in tests]
+    wanted = [planted for planted in given if isinstance(planted, Planted)]
     pool = ThreadPoolExecutor(2)
     try:
         runs = {

@@ -190,19 +190,19 @@ def test_dlq_lists_key_reason_error_and_attempts(shell: Shell) -> None:
     """What a person needs to decide stands in one line each."""
     shell.declare("save")
     shell.bury("save")
-    (letter,) = shell.json("dlq", "ls")
+    (letter,) = shell.json("dlq", "ls", "--flat")
     assert (letter["key"], letter["reason"], letter["attempts"]) == ("save/1", "handler_error", 1)
-    line = shell("dlq", "ls").stdout.splitlines()[1]
+    line = shell("dlq", "ls", "--flat").stdout.splitlines()[1]
     assert line.split()[:5] == ["save/1", "events.a", "handler_error", "ValueError:", "too"]
 
 
 def test_dlq_gathers_many_of_a_kind(shell: Shell) -> None:
-    """More than a screen of them is shown by kind."""
+    """What died of the same error is one line."""
     shell.declare("save")
     shell.bury("save", 30)
     shell.bury("save", 2, error="KeyError")
     lines = shell("dlq", "ls").stdout.splitlines()
-    assert [line.split()[2:4] for line in lines[1:]] == [["ValueError", "30"], ["KeyError", "2"]]
+    assert [(line.split()[2], line.split()[-3]) for line in lines[1:]] == [("30", "ValueError:"), ("2", "KeyError:")]
 
 
 def test_dlq_show_has_traceback_and_original_bytes(shell: Shell) -> None:
@@ -296,9 +296,61 @@ def test_groups_rm_is_refused_while_something_is_pending(shell: Shell) -> None:
     refused = shell("groups", "rm", "save", "--yes")
     assert refused.exit_code == 1
     assert "1 message(s) to handle" in refused.stderr
-    assert shell("groups", "rm", "save", "--discard").exit_code == 2  # nobody to ask
-    assert shell("groups", "rm", "save", "--discard", "--yes").stdout == "save is removed\n"
+    assert shell("groups", "rm", "save", "--discard-pending").exit_code == 2  # nobody to ask
+    assert shell("groups", "rm", "save", "--discard-pending", "--yes").stdout == "save is removed\n"
     assert shell.json("groups", "ls") == []
+
+
+def test_groups_rename_goes_on_behind_what_was_handled(shell: Shell) -> None:
+    """A renamed group gets what comes later and nothing a second time; its history does not look unclaimed."""
+    shell.declare("save")
+    shell.publish(b"1")
+    refused = shell("groups", "rename", "save", "store", "--yes")
+    assert (refused.exit_code, "1 message(s) to handle" in refused.stderr) == (1, True)
+    shell.play(lambda engine: handled(engine, "save", 1))
+    assert shell("groups", "rename", "save", "store", "--yes").stdout == "save goes on as store\n"
+    shell.publish(b"2")
+    assert [group["group"] for group in shell.json("groups", "ls")] == ["store"]
+    assert shell.play(lambda engine: handled(engine, "store", 10)) == [b"2"]
+    assert shell.json("ls")[0]["unclaimed"] == 0
+    shell.declare("other")
+    assert "is taken" in shell("groups", "rename", "other", "save", "--yes").stderr
+
+
+def test_groups_narrow_takes_filters_away(shell: Shell) -> None:
+    """A narrowed group gets the rest of its subjects; what it does not listen to, or all it has, is refused."""
+    shell.declare("save")
+    shell.declare("save", filter="events.b")
+    assert shell("groups", "narrow", "save", "events.c", "--yes").exit_code == 5
+    assert "groups rm save" in shell("groups", "narrow", "save", "events.a", "events.b", "--yes").stderr
+    assert shell("groups", "narrow", "save", "events.a", "--yes").stdout == "save listens to events.b\n"
+    shell.publish(b"a")
+    shell.publish(b"b", subject="events.b")
+    assert shell.play(lambda engine: handled(engine, "save", 10)) == [b"b"]
+
+
+async def handled(engine: MemoryEngine, group: str, limit: int) -> list[bytes]:
+    deliveries = await engine.pull(group, limit, 0.0)
+    await engine.settle([Done(delivery) for delivery in deliveries])
+    return [delivery.entry.body for delivery in deliveries]
+
+
+@pytest.mark.parametrize("words", [["ls"], ["stats"], ["groups", "ls"], ["dlq", "ls"], ["pub", "events.a", "{}"]])
+def test_a_namespace_of_another_version_is_refused(shell: Shell, words: list[str]) -> None:
+    """No command touches a namespace whose layout this version does not know."""
+    shell.play(lambda engine: engine.register("claims", b'{"layout": 99}', 0))
+    result = shell(*words)
+    assert result.exit_code != 0
+    assert "another version of Tidings (layout 99" in result.stderr
+    assert shell.play(lambda engine: engine.stats()).messages == 0
+
+
+def test_ls_says_when_unclaimed_events_expire(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The expiry is the age of the oldest and the setting; it may be never."""
+    shell.publish(b"1", subject="events.typo")
+    assert shell.json("ls")[0]["expires"] == "2023-12-14T22:13:20.000Z"
+    monkeypatch.setenv("TIDINGS_RETENTION_UNCLAIMED", "never")
+    assert shell.json("ls")[0]["expires"] == "never"
 
 
 def test_an_unknown_group_is_not_found(shell: Shell) -> None:

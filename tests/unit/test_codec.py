@@ -300,3 +300,9 @@ def test_mappings_need_text_as_keys() -> None:
     """Numbers become text, as JSON wants it; typed mappings turn them back."""
     codec = codec_for(Mapping[int, str])
     assert codec.decode(codec.encode({1: "x"})) == {1: "x"}
+
+
+def test_a_value_that_would_be_refused_on_arrival_is_not_sent() -> None:
+    """msgspec makes instances without looking at their fields; the publisher hears of it, not a dead letter."""
+    with pytest.raises(InvalidMessage, match=r"refused on arrival: Expected `str`, got `int` - at `\$\.text`"):
+        codec_for(Struct).encode(Struct(text=5))  # type: ignore[arg-type]

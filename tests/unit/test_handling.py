@@ -107,7 +107,12 @@ async def test_a_union_takes_each_subject_as_its_class() -> None:
     async def handle(event: New | Saved) -> None:
         seen.append(event)
 
-    letters = await died(bus, New("a"), Saved("b"), Indexed("c"))
+    async with TestBus(bus) as t:
+        await bus.publish_many([New("a"), Saved("b"), Indexed("c")])
+        await t.settle()
+        await t.clock.advance(700)
+        await t.settle()
+        letters = await t.dead_letters()
     assert sorted(seen, key=repr) == [New("a"), Saved("b")]
     assert [(d.reason, d.entry.subject) for d in letters] == [("unknown_type", "events.indexed")]
 
@@ -219,6 +224,8 @@ async def test_an_unknown_version_is_not_guessed() -> None:
     async with TestBus(bus) as t:
         headers = {"ce-id": "i", "ce-type": "events.new.v2"}
         await bus.engine.publish([tidings.engine.Outgoing("events.new", b'{"item":"x"}', headers, "i")])
+        await t.settle()
+        await t.clock.advance(700)
         await t.settle()
         (letter,) = await t.dead_letters()
     assert letter.reason == "unknown_type"

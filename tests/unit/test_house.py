@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module (or package) imports only from its own layer and those before it.
 LAYERS = (
-    ("errors", "clock", "subjects", "logs", "version"),  # ground floor
+    ("errors", "clock", "subjects", "logs", "lifeline", "threads", "version"),  # ground floor
     ("engine", "unit"),  # the two seams
     ("message", "codec", "events", "retry", "settings"),  # values that everything speaks in
     ("embedded", "engines", "sql"),  # what stands behind the seams
@@ -28,11 +28,15 @@ LAYERS = (
         "handling",
         "claims",
         "publisher",
+        "suspects",
+        "outage",
         "worker",
         "order",
         "schedule",
         "outbox",
         "retention",
+        "versions",
+        "rate",
     ),  # the life of a message
     ("requests", "channels", "live", "deadletters", "processes", "asyncapi"),  # one feature, one file
     ("push", "sync", "running", "bus"),  # one object that holds it all

@@ -14,14 +14,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from started import gone
-from tidings import processes
-from tidings.cli import lifeline
+from tidings import lifeline, processes
 from tidings.processes import Children, Program, describe, supervise
 
 PATIENCE = 20.0
 
 WAIT = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); {then}; signal.pause()"
-READY = "from tidings.cli import lifeline; lifeline.hold(); lifeline.tell_ready()"
+READY = "from tidings import lifeline; lifeline.hold(); lifeline.tell_ready()"
 
 
 def script(name: str, code: str, stage: int = 0, grace: float = PATIENCE) -> Program:

@@ -232,7 +232,7 @@ async def test_an_empty_question_is_one_without_fields() -> None:
 
 
 async def test_an_answer_of_another_type_is_no_answer() -> None:
-    """What the responder got wrong is a `DecodeError` for the asker, never a value of another type."""
+    """What the responder got wrong is an error for the asker, never a value of another type."""
     bus = tidings.Bus("todo")
 
     @bus.reply(Count)
@@ -240,8 +240,14 @@ async def test_an_answer_of_another_type_is_no_answer() -> None:
         return "three"  # type: ignore[return-value]
 
     async with TestBus(bus):
-        with pytest.raises(tidings.DecodeError, match="Expected `int`"):
+        with pytest.raises(tidings.RemoteError, match="Expected `int`"):
             await bus.request(Count())
+
+
+def test_a_foreign_answer_of_another_type_is_no_answer() -> None:
+    """A responder of somebody else's that answers with another type gives a `DecodeError`."""
+    with pytest.raises(tidings.DecodeError, match="Expected `int`"):
+        tidings.requests.answer(Reply(b'"three"', {}), int)
 
 
 def test_a_foreign_error_is_read() -> None:

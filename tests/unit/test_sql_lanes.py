@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from tidings.sql.lanes import Threads, finish
+from tidings.sql.lanes import finish
+from tidings.threads import Threads
 
 who = contextvars.ContextVar("who", default="nobody")
 

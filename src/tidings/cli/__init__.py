@@ -4,7 +4,6 @@ root       the commands by name, imported only when used; errors become a senten
 options    what every command takes: --url, --namespace, …
 session    a connection to the engine for one command
 output     tables, JSON, and text of strangers made harmless
-lifeline   what ties a child of `up` and `demo` to its parent
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from io import TextIOWrapper
 
 def main() -> None:
     """Run the command line of this process; does not return."""
-    from . import lifeline
+    from .. import lifeline
 
     lifeline.hold()
     for stream in (sys.stdout, sys.stderr):

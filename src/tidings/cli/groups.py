@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from .. import claims
 from ..claims import Claimant
 from ..engine import Engine, GroupStats
 from ..errors import Conflict
+from ..subjects import check_group
 from . import options, output
 from .root import NotFound
 from .session import run, session
@@ -18,7 +21,7 @@ _NOTHING = GroupStats(0, 0, 0, 0, 0)
 @click.group()
 @options.common
 def groups() -> None:
-    """List, pause, resume and remove groups of handlers."""
+    """List, pause, resume, rename, narrow and remove groups of handlers."""
 
 
 @groups.command()
@@ -106,13 +109,15 @@ async def _change(group: str, *, paused: bool) -> None:
 
 @groups.command()
 @click.argument("group")
-@click.option("--discard", is_flag=True, help="Also if messages wait for it or are dead: the group gives them up.")
+@click.option(
+    "--discard-pending", "discard", is_flag=True, help="Also if messages wait for it or are dead: they are given up."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @options.as_json
 @options.common
 def rm(group: str, discard: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
-    """Remove a group for good. Refused while something of it is pending, unless with --discard.
+    """Remove a group for good. Refused while something of it is pending, unless with --discard-pending.
 
     Stop its workers first: one that still runs, or starts later, declares the group again.
     """
@@ -127,13 +132,67 @@ async def _remove(group: str, *, discard: bool, dry_run: bool, yes: bool) -> tup
         what = f"{group} has {pending} message(s) to handle, {counts.dead} dead letter(s), {counts.pulling} worker(s)"
         refused = bool(pending + counts.dead) and not discard
         if dry_run:
-            verb = "be refused without --discard" if refused else "be removed"
+            verb = "be refused without --discard-pending" if refused else "be removed"
             return False, f"{what}; it would {verb} (dry run)"
         if refused:
-            raise Conflict(f"{what}: handle or redrive them first, or give them up with --discard")
+            raise Conflict(f"{what}: handle or redrive them first, or give them up with --discard-pending")
         output.confirm(f"{what}. Remove the group?", yes=yes)
         await claims.change(engine, group, lease=options.settings().lease, removed=True)
     return True, f"{group} is removed"
+
+
+@groups.command()
+@click.argument("group")
+@click.argument("name")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@options.as_json
+@options.common
+def rename(group: str, name: str, yes: bool, as_json: bool) -> None:
+    """Let a group go on under another name. Refused while something of it is pending, or its workers run.
+
+    Change the name in the code at the same time: a worker that starts with the old one declares it as a new group,
+    which begins with what comes then.
+    """
+    check_group(name)
+    filters = run(_restart(group, name, drop=(), yes=yes))
+    if as_json:
+        output.put_json({"group": name, "was": group, "filters": filters})
+    else:
+        output.put(f"{group} goes on as {name}")
+
+
+@groups.command()
+@click.argument("group")
+@click.argument("filters", nargs=-1, required=True)
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@options.as_json
+@options.common
+def narrow(group: str, filters: tuple[str, ...], yes: bool, as_json: bool) -> None:
+    """Take FILTERS from a group, which a declaration never does. Refused while something of the group is pending.
+
+    Take them out of the code first: a worker that starts with them claims them again.
+    """
+    left = run(_restart(group, group, drop=filters, yes=yes))
+    if as_json:
+        output.put_json({"group": group, "filters": left})
+    else:
+        output.put(f"{group} listens to {', '.join(left)}")
+
+
+async def _restart(group: str, name: str, *, drop: Sequence[str], yes: bool) -> list[str]:
+    async with session("admin") as engine:
+        await _known(engine, group)
+        ledger, _ = await claims.load(engine)
+        had = list(dict.fromkeys(claim.filter for claim in ledger.groups[group].claims))
+        if unknown := [filter for filter in drop if filter not in had]:
+            raise NotFound(f"{group} does not listen to {unknown[0]}; it listens to {', '.join(had)}")
+        left = [filter for filter in had if filter not in drop]
+        if not left:
+            raise Conflict(f"nothing would be left of {group}: remove it with tidings groups rm {group}")
+        what = f"Rename {group} to {name}?" if name != group else f"Let {group} listen to {', '.join(left)} only?"
+        output.confirm(what, yes=yes)
+        await claims.restart(engine, group, lease=options.settings().lease, name=name, filters=left)
+    return left
 
 
 async def _known(engine: Engine, group: str) -> GroupStats:

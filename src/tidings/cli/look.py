@@ -11,11 +11,12 @@ import msgspec
 from .. import claims
 from ..engine import Engine, Entry, GroupState
 from ..message import identity
+from ..retention import position_at
 from ..subjects import check_filter, matches
 from . import options, output
 from .root import NotFound
 from .session import namespace, run, session
-from .tail import entries, position_at
+from .tail import entries
 
 _CLOCKS_APART = 600.0  # seconds by which a publisher's clock, which is in its ids, may be wrong
 
@@ -28,21 +29,25 @@ def ls(filter: str, as_json: bool) -> None:
     """List the subjects with stored events, how many, and which groups want them.
 
     Unclaimed are events that no group has ever wanted: the first group that comes for them gets them.
+    EXPIRES is when the oldest of them goes (TIDINGS_RETENTION_UNCLAIMED).
     """
     check_filter(filter)
     found = run(_subjects(filter))
     if as_json:
         output.put_json(found)
         return
-    rows = [(s["subject"], s["count"], " ".join(s["groups"]) or "-", s["unclaimed"] or "") for s in found]
-    output.table(("SUBJECT", "COUNT", "GROUPS", "UNCLAIMED"), rows)
+    rows = [
+        (s["subject"], s["count"], " ".join(s["groups"]) or "-", s["unclaimed"] or "", s["expires"] or "")
+        for s in found
+    ]
+    output.table(("SUBJECT", "COUNT", "GROUPS", "UNCLAIMED", "EXPIRES"), rows)
 
 
 async def _subjects(filter: str) -> list[dict[str, Any]]:
     async with session() as engine:
         counts = await engine.subjects(filter)
         ledger, _ = await claims.load(engine)
-        unclaimed = {found.subject: found.count for found in await claims.unclaimed(engine, ledger)}
+        unclaimed = {found.subject: found for found in await claims.unclaimed(engine, ledger)}
     living = {name: claimant for name, claimant in ledger.groups.items() if not claimant.removed}
     return [
         {
@@ -54,10 +59,18 @@ async def _subjects(filter: str) -> list[dict[str, Any]]:
                 if any(matches(claim.filter, subject) for claim in claimant.claims)
             ],
             "readers": [name for name, filters in ledger.readers.items() if any(matches(f, subject) for f in filters)],
-            "unclaimed": unclaimed.get(subject, 0),
+            "unclaimed": unclaimed[subject].count if subject in unclaimed else 0,
+            "expires": _expiry(unclaimed.get(subject)),
         }
         for subject, count in sorted(counts.items())
     ]
+
+
+def _expiry(found: claims.Unclaimed | None) -> str | None:
+    kept = options.settings().retention_unclaimed
+    if found is None:
+        return None
+    return "never" if kept is None else output.iso(found.since + kept)
 
 
 @click.command()

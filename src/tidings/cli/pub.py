@@ -32,6 +32,7 @@ _BATCH = 500
 @click.option("--id", "id", help="The message's id: the same id on the same subject is stored once.")
 @click.option("--key", help="The ordering key.")
 @click.option("--delay", metavar="DURATION", help="Store it now, hand it out then.")
+@click.option("--expires", metavar="DURATION", help="From then on nobody handles it: it is a dead letter.")
 @options.as_json
 @options.common
 def pub(subject: str, body: str | None, count: int, interval: str, as_json: bool, **given: str | None) -> None:
@@ -75,7 +76,9 @@ def event_body(text: str | None) -> Any:
 
 
 async def _store(subject: str, value: Any, count: int, pause: float, wanted: dict[str, str], as_json: bool) -> None:
-    more: dict[str, Any] = {**wanted, **({"delay": duration(wanted["delay"])} if "delay" in wanted else {})}
+    more: dict[str, Any] = {
+        name: duration(value) if name in ("delay", "expires") else value for name, value in wanted.items()
+    }
     async with session() as engine:
         publisher = Publisher(engine, Registry(), source=_SOURCE, roots=options.settings().roots, clock=SystemClock())
         done = 0

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import lifeline, options
+from .. import lifeline
+from . import options
 
 if TYPE_CHECKING:
     from ..bus import Bus

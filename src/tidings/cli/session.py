@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import engines
+from .. import claims, engines
 from ..clock import SystemClock
 from ..engine import Engine
 from ..engines import User
@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from .options import configure_logs, settings
 
 T = TypeVar("T")
+
 
 @asynccontextmanager
 async def session(user: User = "work") -> AsyncIterator[Engine]:
@@ -30,7 +31,9 @@ async def session(user: User = "work") -> AsyncIterator[Engine]:
     if place.kind == "memory" and store is None:
         raise ConfigError("memory: lives inside one process, the command line cannot see into it: use embedded:")
     async with AsyncExitStack() as stack:
-        yield await engines.connect(place, stack, roots=current.roots, clock=SystemClock(), store=store, user=user)
+        engine = await engines.connect(place, stack, roots=current.roots, clock=SystemClock(), store=store, user=user)
+        await claims.load(engine)  # refuses the layout of another version before anything is touched
+        yield engine
 
 
 def namespace() -> str:

@@ -17,6 +17,7 @@ from ..clock import SystemClock
 from ..engine import Engine, Entry, Signal
 from ..errors import ConfigError, EngineUnavailable
 from ..message import identity
+from ..retention import position_at
 from ..settings import duration
 from ..subjects import check_filter, covers, overlap
 from . import options, output
@@ -160,20 +161,6 @@ def moment(text: str, now: float) -> float:
     with contextlib.suppress(ValueError):
         return datetime.fromisoformat(text).astimezone().timestamp()
     raise ConfigError(f"--since {text!r}: write a position (17), a duration ago (-5m) or a time (2030-01-31T12:00)")
-
-
-async def position_at(engine: Engine, when: float) -> int:
-    """The position after which everything was stored at or after that time: times rise with positions."""
-    stats = await engine.stats()
-    low, high = stats.first - 1, stats.last
-    while low < high:
-        middle = (low + high) // 2
-        page = await engine.read([">"], middle, 1)
-        if page and page[0].time < when:
-            low = page[0].position
-        else:
-            high = middle
-    return low
 
 
 async def entries(engine: Engine, filters: Sequence[str], after: int = 0) -> AsyncIterator[Entry]:

@@ -10,8 +10,9 @@ from typing import Final
 
 import click
 
+from .. import lifeline
 from ..errors import MissingExtra
-from . import lifeline, options
+from . import options
 
 _GRACE: Final = 3  # seconds for open connections; browsers that are pushed to never close theirs
 

@@ -15,8 +15,10 @@ and `cases("seam", wired=False)` leaves them out where the worlds are made, so t
 from __future__ import annotations
 
 from . import (
+    attempts,
     claiming,
     database,
+    deadletters,
     delivery,
     faults,
     groups,
@@ -25,6 +27,7 @@ from . import (
     ledger,
     lifecycle,
     live,
+    retention,
     settle,
     stopping,
     talking,
@@ -35,8 +38,8 @@ from .world import Link, WiredWorld, World
 __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "cases", "eventually"]
 
 _THEMES = (
-    *(delivery, groups, settle, lifecycle, faults, live, inspect, ledger),
-    *(handling, stopping, talking, claiming, database),
+    *(delivery, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
+    *(handling, stopping, talking, claiming, database, retention),
 )  # importing them registers their cases
 
 

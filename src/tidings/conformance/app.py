@@ -38,7 +38,9 @@ AT_ONCE = RetryPolicy(attempts=3, first=0.0, most=0.0)
 
 def application(world: World, name: str = "shop", *, retry: RetryPolicy = AT_ONCE, **options: Any) -> Bus:
     """A bus with the world's short times."""
-    settings = Settings(lease=world.lease, grace=2 * world.lease, timeout=20 * world.lease, retry=retry)
+    settings = Settings(
+        lease=world.lease, grace=2 * world.lease, timeout=20 * world.lease, retry=retry, version_grace=world.lease
+    )
     return Bus(name, settings=settings, **options)
 
 

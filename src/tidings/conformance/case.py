@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 Layer = Literal["seam", "bus"]
 
-PATIENCE: Final = 60.0
+PATIENCE: Final = 90.0
 """Seconds of real time that one case may take altogether, and so the longest that anything in it is waited for."""
 
 _deadline: ContextVar[float] = ContextVar("tidings_conformance_deadline")

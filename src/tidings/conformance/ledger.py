@@ -124,8 +124,7 @@ async def ledger_with_faults(world: WiredWorld) -> None:
     chance, book = _begun(), Book()
     linked: list[tuple[Engine, Link]] = [await world.linked() for _ in range(READERS)]
     readers = [engine for engine, _ in linked]
-    restarts = iter([80, 200])
-    due = next(restarts)
+    due = MESSAGES // 3
 
     async def disturb(place: int) -> None:
         nonlocal due
@@ -136,8 +135,8 @@ async def ledger_with_faults(world: WiredWorld) -> None:
             link.cut()
             asyncio.get_running_loop().call_later(world.lease / 4, link.mend)
         if len(book.done | book.dead) >= due:
-            due = next(restarts, MESSAGES + 1)
-            await world.restart()
+            due = MESSAGES + 1
+            await world.fail_over()
             book.doubt(*book.done, *book.dead)  # the last fraction of a second of them may be repeated
             book.forgetful_until = world.clock.monotonic() + 2 * world.lease
 

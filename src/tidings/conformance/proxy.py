@@ -85,6 +85,9 @@ class Proxy:
             writer.transport.abort()
             return
         wire = _Wire(writer, to_server)
+        if self._refusing:  # since it began to connect
+            wire.drop()
+            return
         self._wires.add(wire)
         up = asyncio.create_task(self._carry(wire, reader, to_server, self._upwards))
         down = asyncio.create_task(self._carry(wire, behind, writer, self._downwards(bytearray())))

@@ -36,9 +36,13 @@ class World(Protocol):
     async def restart(self) -> None:
         """End what keeps the messages as hard as it is made for, and start it again; open connections stay in use.
 
-        An engine that lives in the process has nothing to restart and returns at once. Of a cluster it is the server
-        that leads.
+        An engine that lives in the process has nothing to restart and returns at once. Of a cluster it is one server
+        that does not lead.
         """
+        ...
+
+    async def limit(self, size: int) -> None:
+        """From now on, for engines opened later, the store may hold so many bytes of messages."""
         ...
 
     async def wait(self, seconds: float) -> None:
@@ -59,6 +63,10 @@ class WiredWorld(World, Protocol):
 
     async def start(self) -> None:
         """Start again what was killed, on the same data."""
+        ...
+
+    async def fail_over(self) -> None:
+        """`kill -9` to the server that leads, and start it again; without a cluster that is the only one."""
         ...
 
     async def freeze(self) -> None:

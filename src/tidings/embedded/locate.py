@@ -140,8 +140,11 @@ class Layout:
             file.write(bytes(RESERVE))
 
     def free(self) -> int:
-        """Bytes left on the disk for this user."""
-        return shutil.disk_usage(self.root).free
+        """Bytes left on the disk for this user; enough, if the folder is gone: that is another trouble."""
+        try:
+            return shutil.disk_usage(self.root).free
+        except OSError:
+            return MIN_FREE
 
     def no_space(self) -> str:
         """What to tell whoever waits for space."""

@@ -125,7 +125,8 @@ async def connect(
 
             async def locate() -> Address:
                 found = await broker.locate()
-                return Address((f"nats://{found.host}:{found.port}",), found.user, found.password)
+                servers = (f"nats://{found.host}:{found.port}",)
+                return Address(servers, found.user, found.password, found.inbox_prefix)
 
         else:
 

@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, sessionmaker
 
 from tidings.errors import ConfigError
+from tidings.threads import Threads
 
 from .dialects import Dialect, dialect_of
-from .lanes import Lane, LoopLane, ThreadLane, Threads
+from .lanes import Lane, LoopLane, ThreadLane
 from .transaction import Transaction
 from .urls import masked
 

@@ -20,6 +20,7 @@ _STATES: Final = {
     "57P03",  # starting up or shutting down
     "58030",  # input or output error
 }
+_CONFLICTS: Final = {"40001", "40P01"}
 _CLASSES: Final = (
     "08",  # the connection
     "53",  # out of disk, memory or connections
@@ -55,8 +56,17 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, ConnectionError) and _came_through_sqlalchemy(error)
 
 
+def is_conflict(error: BaseException) -> bool:
+    """Whether another transaction won, and the same one may succeed at once."""
+    return isinstance(error, DBAPIError) and _state_of(error.orig) in _CONFLICTS
+
+
+def _state_of(error: Any) -> str | None:
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+
 def _by_code(error: Any) -> bool:
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    state = _state_of(error)
     if state:
         return state in _STATES or state.startswith(_CLASSES)
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _CODES

@@ -21,7 +21,7 @@ from .migrations import Migrations
 from .outbox import Outbox
 from .store import Store
 from .transaction import Transaction
-from .trouble import is_transient
+from .trouble import is_conflict, is_transient
 
 _PRUNE_BATCH: Final = 1000
 
@@ -116,6 +116,10 @@ class SqlUnits:
     def transient(self, error: BaseException) -> bool:
         """Whether the database was away, busy, full or read-only: no message is to blame for that."""
         return is_transient(error)
+
+    def conflict(self, error: BaseException) -> bool:
+        """Whether another transaction won: a deadlock or a serialization failure."""
+        return is_conflict(error)
 
     async def prepare(self) -> None:
         """Check the database and the tables; on SQLite make them.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections import Counter
 
+from msgspec.structs import replace
+
 from tidings.engine import DeadLetter
 
 Key = tuple[int, str]
@@ -25,6 +27,15 @@ class DeadLetters:
             insort(self._order, key)
             self._counts[letter.group] += 1
         self._letters[key] = letter
+
+    def amend(self, letter: DeadLetter, body: bytes) -> bool:
+        """Exchange the body of exactly this letter, and keep the first one."""
+        kept = self.find(letter.group, letter.entry.position)
+        if kept is None or kept.died != letter.died or kept.entry.body != letter.entry.body:
+            return False
+        first = kept.entry.body if kept.original is None else kept.original
+        self.put(replace(kept, entry=replace(kept.entry, body=body), original=first))
+        return True
 
     def find(self, group: str, position: int) -> DeadLetter | None:
         """The dead letter of this group for this entry."""

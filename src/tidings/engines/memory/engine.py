@@ -125,6 +125,10 @@ class MemoryEngine:
         self._stops[group] += 1
         self._store.group(group).ready.ring()
 
+    async def begin(self, delivery: Delivery) -> None:
+        await self._turn()
+        self._store.begin(delivery)
+
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         await self._turn()
         for outcome in outcomes:
@@ -176,6 +180,14 @@ class MemoryEngine:
     async def discard(self, letters: Sequence[DeadLetter]) -> int:
         await self._turn()
         return self._store.discard(letters)
+
+    async def amend(self, letter: DeadLetter, body: bytes) -> bool:
+        await self._turn()
+        return self._store.amend(letter, body)
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> int:
+        await self._turn()
+        return self._store.bury(letters)
 
     # Live
 

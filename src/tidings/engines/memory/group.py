@@ -35,13 +35,17 @@ class Lease:
 class Item:
     """One message the group has still to handle."""
 
-    __slots__ = ("attempts", "deliveries", "due", "entry", "failure", "lease", "state", "timer")
+    __slots__ = ("attempts", "crashes", "deliveries", "due", "entry", "failure", "lease", "original", "state", "timer")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, original: bytes | None) -> None:
         self.entry = entry
+        self.original = original
+        """The body as it was published, if the entry has another one by now."""
         self.state: State = "waiting"
         self.deliveries = 0
         self.attempts = 0
+        self.crashes = 0
+        """Beginnings without an end; the one that is under way counts."""
         self.failure: Failure | None = None
         self.lease: Lease | None = None
         """The newest lease; it stays valid after its end until somebody else takes the item."""
@@ -71,9 +75,9 @@ class GroupQueue:
         """Nothing is leased, and nothing ready unless the group is paused."""
         return not self._counts["leased"] and (self.group.paused or not self._counts["waiting"])
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry, original: bytes | None = None) -> None:
         """A new message for the group, with no attempts counted."""
-        item = Item(entry)
+        item = Item(entry, original)
         self._items[entry.position] = item
         self._counts["waiting"] += 1
         self._offer(item)
@@ -169,7 +173,8 @@ class GroupQueue:
         item.lease = Lease(item, holder, self._clock.monotonic() + self.group.lease)
         self._move(item, "leased")
         self._watch(item, item.lease)
-        return Delivery(item.entry, self.group.name, item.deliveries, item.attempts, item.lease.until, item.lease)
+        until, lease = item.lease.until, item.lease
+        return Delivery(item.entry, self.group.name, item.deliveries, item.attempts, until, lease, item.crashes)
 
     def _watch(self, item: Item, lease: Lease) -> None:
         if item.timer is not None:

@@ -208,6 +208,13 @@ class MemoryStore:
 
     # Settling
 
+    def begin(self, delivery: Delivery) -> None:
+        """A handler begins what may have killed others: counts as a crash until an outcome comes."""
+        item = self.group(delivery.group).current(delivery)
+        if item is None:
+            raise Conflict(f"message {delivery.entry.position} is no longer in the hands of this reader")
+        item.crashes = delivery.crashes + 1
+
     def settle(self, outcome: Outcome) -> None:
         """Say what became of a delivery; ignored if it is no longer the holder's."""
         delivery = outcome.delivery
@@ -215,18 +222,19 @@ class MemoryStore:
         item = None if queue is None else queue.current(delivery)
         if queue is None or item is None:
             return
+        item.crashes = delivery.crashes
         if isinstance(outcome, Release):
             queue.postpone(item, outcome.delay)
         elif isinstance(outcome, RetryAfter):
             queue.postpone(item, outcome.delay, outcome.failure)
         else:
             if isinstance(outcome, Dead):
-                self.dead.put(self._letter(outcome))
+                self.dead.put(self._letter(outcome, item.original))
             queue.finish(item)
 
-    def _letter(self, outcome: Dead) -> DeadLetter:
-        delivery, died = outcome.delivery, self.clock.time()
-        return DeadLetter(delivery.group, delivery.entry, outcome.reason, outcome.failure, outcome.attempts, died)
+    def _letter(self, outcome: Dead, original: bytes | None) -> DeadLetter:
+        group, entry, died = outcome.delivery.group, outcome.delivery.entry, self.clock.time()
+        return DeadLetter(group, entry, outcome.reason, outcome.failure, outcome.attempts, died, original)
 
     def extend(self, delivery: Delivery) -> None:
         """Start the lease again from now, if it is still the holder's."""
@@ -243,13 +251,30 @@ class MemoryStore:
             queue = self._groups.get(letter.group)
             kept = None if queue is None else self.dead.take(letter)
             if queue is not None and kept is not None:
-                queue.add(kept.entry)
+                queue.add(kept.entry, kept.original)
                 moved += 1
         return moved
 
     def discard(self, letters: Sequence[DeadLetter]) -> int:
         """Remove for good; returns how many were there."""
         return sum(self.dead.take(letter) is not None for letter in letters)
+
+    def amend(self, letter: DeadLetter, body: bytes) -> bool:
+        """Whether the letter was still as it was read, and has the body now."""
+        entry = letter.entry
+        first = entry.body if letter.original is None else letter.original
+        check(Outgoing(entry.subject, body, dict(entry.headers), ""), MAX_MESSAGE - len(first))
+        return self.dead.amend(letter, body)
+
+    def bury(self, letters: Sequence[DeadLetter]) -> int:
+        """Store those whose group has none for their position; returns how many."""
+        new = 0
+        for letter in letters:
+            self.group(letter.group)
+            if self.dead.find(letter.group, letter.entry.position) is None:
+                self.dead.put(letter)
+                new += 1
+        return new
 
     # Requests and shared state
 

@@ -26,7 +26,7 @@ from ...engine import (
     Stats,
     Stored,
 )
-from ...errors import Closed
+from ...errors import Closed, TooLarge
 from ...subjects import check_group
 from .api import JetStream
 from .census import Census
@@ -188,6 +188,10 @@ class NatsEngine:
         if (puller := self._pullers.get(group)) is not None:
             await puller.stop()
 
+    async def begin(self, delivery: Delivery) -> None:
+        self._check_open()
+        await self._settler.begin(delivery)
+
     async def settle(self, outcomes: Sequence[Outcome]) -> None:
         self._check_open()
         if outcomes:
@@ -220,6 +224,16 @@ class NatsEngine:
     async def discard(self, letters: Sequence[DeadLetter]) -> int:
         self._check_open()
         return await self._graveyard.discard(letters)
+
+    async def amend(self, letter: DeadLetter, body: bytes) -> bool:
+        self._check_open()
+        if len(body) > self.max_message:
+            raise TooLarge(len(body), self.max_message)
+        return await self._graveyard.amend(letter, body)
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> int:
+        self._check_open()
+        return await self._graveyard.bury(letters)
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
         self._check_open()

@@ -22,7 +22,7 @@ from .fetch import Fetch
 from .groups import Groups
 from .layout import NS, Layout, Shape
 from .link import Disconnected, Subscription
-from .wire import Attempts, Token, clean, origin_of, original, source
+from .wire import Attempts, Token, clean, first_body, origin_of, original, source
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -249,7 +249,7 @@ class Puller:
             position = int(frame.subject.rpartition(".")[2])
             origin = origin_of(frame)
             entry = original(position, origin, frame.headers, frame.body)
-            token = Token(frame.reply, came.position, origin.reference)
+            token = Token(frame.reply, came.position, origin.reference, first_body(origin, frame.body))
             self._admit(entry, came.deliveries, token)
         elif self._shape.verdict(frame.subject, came.position):
             entry = Entry(came.position, frame.subject, came.time, clean(frame.headers), frame.body)
@@ -322,7 +322,8 @@ class Puller:
         for delivery, subject, question in zip(deliveries, subjects, asked, strict=True):
             frame = await self._js.found(question, control, subject)
             if frame is not None and frame.body:
-                delivery.attempts = msgspec.json.decode(frame.body, type=Attempts).attempts
+                tried = msgspec.json.decode(frame.body, type=Attempts)
+                delivery.attempts, delivery.crashes = tried.attempts, tried.crashes
 
     async def _fetch_bodies(self, deliveries: list[Delivery]) -> None:
         """Those that were too large to travel through the inbox stand in the log."""

@@ -9,7 +9,7 @@ import msgspec
 
 from ...clock import Clock
 from ...engine import Dead, Delivery, Done, Outcome, Release, RetryAfter
-from ...errors import EngineUnavailable, TidingsError
+from ...errors import Conflict, EngineUnavailable, TidingsError
 from .api import WRONG_SEQUENCE, ApiError, JetStream, expect, read_ack
 from .connection import Frame
 from .layout import Layout
@@ -54,6 +54,20 @@ class Settler:
             f"{len(outcomes)} deliveries could not be settled: {why}. They come back after their lease"
         )
 
+    async def begin(self, delivery: Delivery) -> None:
+        """See `Engine.begin`."""
+        if not self._ours(delivery):
+            raise Conflict(f"the lease of message {delivery.entry.position} of group {delivery.group} has ended")
+        delivery.token.begun = True  # whatever the answer: it may be stored
+        record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes + 1)
+        subject = self._layout.attempts(delivery.group, delivery.entry.position)
+        try:
+            await self._js.store(subject, msgspec.json.encode(record), self._condition(delivery))
+        except ApiError as error:
+            if error.code != WRONG_SEQUENCE:
+                raise
+            raise Conflict(f"message {delivery.entry.position} of group {delivery.group} was moved on") from error
+
     async def extend(self, deliveries: Sequence[Delivery], lease: Callable[[str], float]) -> None:
         """See `Engine.extend`."""
         ours = [delivery for delivery in deliveries if self._ours(delivery)]
@@ -81,7 +95,9 @@ class Settler:
 
     async def _once(self, outcomes: list[Outcome]) -> None:
         writes = [
-            (outcome, await self._write(outcome)) for outcome in outcomes if isinstance(outcome, RetryAfter | Dead)
+            (outcome, await self._write(outcome))
+            for outcome in outcomes
+            if isinstance(outcome, RetryAfter | Dead) or (isinstance(outcome, Release) and outcome.delivery.token.begun)
         ]
         gone: set[int] = set()
         failed: dict[int, TidingsError] = {}
@@ -110,17 +126,22 @@ class Settler:
         if failed:
             raise next(iter(failed.values()))
 
-    async def _write(self, outcome: RetryAfter | Dead) -> asyncio.Future[Frame]:
-        delivery = outcome.delivery
+    def _condition(self, delivery: Delivery) -> dict[str, str]:
+        """Replace what stands on the subject, unless the message has been moved on since it was delivered."""
         inbox = self._layout.inbox(delivery.group, delivery.entry.position)
-        condition = {"Nats-Rollup": "sub"} | expect(delivery.token.inbox, inbox)
-        if isinstance(outcome, RetryAfter):
-            until = self._clock.time() + outcome.delay
-            record = Attempts(delivery.attempts + 1, until, shortened(outcome.failure))
+        return {"Nats-Rollup": "sub"} | expect(delivery.token.inbox, inbox)
+
+    async def _write(self, outcome: RetryAfter | Dead | Release) -> asyncio.Future[Frame]:
+        delivery, condition = outcome.delivery, self._condition(outcome.delivery)
+        if not isinstance(outcome, Dead):
+            record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes)
+            if isinstance(outcome, RetryAfter):
+                until, failure = self._clock.time() + outcome.delay, shortened(outcome.failure)
+                record = Attempts(delivery.attempts + 1, until, failure, delivery.crashes)
             subject = self._layout.attempts(delivery.group, delivery.entry.position)
             return await self._link.ask(subject, msgspec.json.encode(record), condition)
         origin = death_of(delivery, outcome.reason, outcome.attempts, outcome.failure, self._clock.time())
-        body, headers = copied(delivery.entry, origin, self._link.max_payload)
+        body, headers = copied(delivery.entry, origin, self._link.max_payload, delivery.token.first)
         if refers(headers):
             await hold(self._js, self._layout, delivery.group, delivery.entry.position)
         subject = self._layout.dead(delivery.group, delivery.entry.position)
@@ -132,6 +153,8 @@ class Settler:
             await self._link.publish(reply, nak(outcome.delay))
         else:
             await self._link.publish(reply, b"+ACK")
-            if isinstance(outcome, Done | Dead) and outcome.delivery.attempts:
-                subject = self._layout.attempts(outcome.delivery.group, outcome.delivery.entry.position)
+            delivery = outcome.delivery
+            registered = delivery.attempts or delivery.crashes or delivery.token.begun
+            if isinstance(outcome, Done | Dead) and registered:
+                subject = self._layout.attempts(delivery.group, delivery.entry.position)
                 await self._link.publish(subject, b"", TOMBSTONE)

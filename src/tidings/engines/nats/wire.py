@@ -109,6 +109,8 @@ class Origin(msgspec.Struct, omit_defaults=True):
     """Headers of a foreign sender that cannot be sent as they are."""
     reference: bool = False
     """Body and headers were too large to copy: they stand in the log only."""
+    edited: int | None = None
+    """Bytes of the body that somebody gave it; the original follows them."""
     death: Death | None = None
 
 
@@ -127,7 +129,10 @@ class Attempts(msgspec.Struct):
     attempts: int
     until: float
     """Not again before, seconds since 1970."""
-    failure: Failure
+    failure: Failure = Failure("", "")
+    """The last one; not kept when the message is begun alone, or handed back from there."""
+    crashes: int = 0
+    """Beginnings without an end; the one that is under way counts."""
 
 
 class Token(msgspec.Struct, eq=False):
@@ -138,7 +143,11 @@ class Token(msgspec.Struct, eq=False):
     """Sequence of the inbox message it was delivered from; 0 for the log itself."""
     reference: bool = False
     """Body and headers have still to be read from the log."""
+    first: bytes | None = None
+    """The body as it was published, if it was delivered with another one."""
     settled: bool = False
+    begun: bool = False
+    """The register says that it runs alone: to be taken back with the outcome."""
 
 
 def direct_entry(frame: Frame) -> Entry:
@@ -152,20 +161,34 @@ def direct_entry(frame: Frame) -> Entry:
     )
 
 
-def copied(entry: Entry, origin: Origin, room: int) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of a message that carries an entry along; only a reference when it would be too large."""
+def copied(entry: Entry, origin: Origin, room: int, first: bytes | None = None) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a message that carries an entry along; only a reference when it would be too large.
+
+    With the `first` body of one that was edited it carries both, and `check_edited` has seen to it that they fit.
+    """
     safe: dict[str, str] = {}
     for name, value in entry.headers.items():
         if _NAME.match(name) and _VALUE.match(value) and value == value.strip():
             safe[name] = value
         else:
             origin.odd[name] = value
+    if first is not None:
+        origin.edited = len(entry.body)
+        return entry.body + first, safe | {ORIGIN: _ascii(origin)}
     text = _ascii(origin)
     size = sum(len(name) + len(value) + 4 for name, value in safe.items()) + len(text) + 512
     if size > MAX_HEADERS + _ROOM or size + len(entry.body) > room:
         origin = replace(origin, odd={}, reference=True)
         return b"", {ORIGIN: _ascii(origin)}
     return entry.body, safe | {ORIGIN: text}
+
+
+def check_edited(entry: Entry, first: bytes, room: int) -> None:
+    """Raise `TooLarge` unless an edited entry and its first body fit into one message, whatever it dies of next."""
+    headers = sum(len(name) + len(value) + 4 for name, value in entry.headers.items())
+    size, limit = len(entry.body) + len(first) + headers, room - 2 * _ROOM
+    if size > limit:
+        raise TooLarge(size, limit)
 
 
 def refers(headers: Headers) -> bool:
@@ -179,17 +202,22 @@ def origin_of(frame: Frame) -> Origin:
 
 def original(position: int, origin: Origin, headers: Mapping[str, Any] | None, body: bytes) -> Entry:
     """The entry that was copied into an inbox or a dead letter."""
-    return Entry(position, origin.subject, origin.time, clean(headers) | origin.odd, body)
+    return Entry(position, origin.subject, origin.time, clean(headers) | origin.odd, body[: origin.edited])
+
+
+def first_body(origin: Origin, body: bytes) -> bytes | None:
+    """The body as it was published, of what was edited."""
+    return None if origin.edited is None else body[origin.edited :]
 
 
 def death_of(delivery: Delivery, reason: Reason, attempts: int, failure: Failure, now: float) -> Origin:
     entry = delivery.entry
     death = Death(reason, attempts, now, shortened(failure), delivery.token.inbox)
-    return Origin(entry.subject, entry.time, {}, False, death)
+    return Origin(entry.subject, entry.time, death=death)
 
 
-def dead_letter(group: str, entry: Entry, death: Death) -> DeadLetter:
-    return DeadLetter(group, entry, death.reason, death.failure, death.attempts, death.died)
+def dead_letter(group: str, entry: Entry, death: Death, first: bytes | None) -> DeadLetter:
+    return DeadLetter(group, entry, death.reason, death.failure, death.attempts, death.died, first)
 
 
 def shortened(failure: Failure, room: int = _ROOM - 2048) -> Failure:
