@@ -244,8 +244,8 @@ class Bus:
         """Store an event, given as an event object or as subject and plain body.
 
         Returns when the engine has it as durably as its setting says (the embedded broker: on the disk). With `delay`
-        (seconds) or `at` it is stored now and handed out then; what no handler has begun `expires` seconds from now is a
-        dead letter `expired`. Raises `InvalidMessage` before anything is sent,
+        (seconds) or `at` it is stored now and handed out then. With `expires` (seconds from now) it is a dead letter
+        `expired` in each group that has not handled it by then. Raises `InvalidMessage` before anything is sent,
         `StoreFull`, `EngineUnavailable`, and `Unconfirmed` when no answer came within the engine's time limit: then
         publish again with the receipt's id. Cancelling leaves it open whether the event is stored.
 

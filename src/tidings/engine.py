@@ -80,6 +80,8 @@ class Delivery(msgspec.Struct, eq=False):
     crashes: int = 0
     """How often a handler of this group has begun it (see `Engine.begin`) and never came to an end; since the last
     redrive."""
+    replay: str = ""
+    """The id of the replay by which the group got it again; empty on its first way."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -189,6 +191,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     """Seconds since 1970."""
     original: bytes | None = None
     """The body as it was published, once somebody has amended it; `entry.body` is what a redrive delivers."""
+    replay: str = ""
+    """The replay in which it died; a redrive goes on with it."""
 
     @property
     def key(self) -> str:
@@ -421,6 +425,16 @@ class Engine(Protocol):
         returns how many. Only for messages that the group has nothing else to do with.
 
         Raises `Conflict` for a group that is not declared. Cancelled or without an answer, repeating is safe.
+        """
+        ...
+
+    async def replay(self, group: str, entries: Sequence[Entry], id: str) -> int:
+        """Give stored entries to one group again, or for the first time, with no attempts counted and `id` as their
+        `Delivery.replay`. Other groups notice nothing.
+
+        Left out are those that the group has still to handle, and its dead letters. Returns how many were given. Raises
+        `Conflict` for a group that is not declared. Cancelled or without an answer some may be given: repeating it
+        with the same id gives those again at most that were handled meanwhile.
         """
         ...
 

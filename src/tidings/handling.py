@@ -79,7 +79,8 @@ class Handling:
         if not self.handler.listens_to(entry.subject):
             # The group's claims are wider than this version's filters: a newer or older one of us handles it.
             return Release(delivery, delay=AGAIN)
-        if (over := expiry(entry.headers)) is not None and over <= self.clock.time():
+        over = None if delivery.replay else expiry(entry.headers)
+        if over is not None and over <= self.clock.time():
             log.error("dead letter: it expired at %s", entry.headers[EXPIRY])
             return Dead(delivery, "expired", self._failure(Expired(entry.headers[EXPIRY]), with_traceback=False))
         try:
@@ -118,7 +119,8 @@ class Handling:
             reader = self._readers[entry.subject] = self._reader(entry.subject)
         spec, codec = reader
         body = entry.body if spec is None else self.publisher.registry.upcasters.current(entry, spec)
-        return Message(entry, codec.decode(body), id=id, group=delivery.group, attempt=delivery.attempts + 1)
+        data, attempt, replay = codec.decode(body), delivery.attempts + 1, delivery.replay or None
+        return Message(entry, data, id=id, group=delivery.group, attempt=attempt, replay=replay)
 
     def _reader(self, subject: str) -> tuple[EventSpec | None, Codec]:
         """What reads a subject, and the class whose versions count: the one the handler takes or is registered with."""
@@ -162,7 +164,7 @@ class Handling:
     async def _transact(self, units: Units, delivery: Delivery, message: Message[Any]) -> list[Outgoing]:
         async with units.begin(self.plan.connection) as unit:
             async with time_limit(self.clock, self.limit):
-                if not await unit.fresh([InboxKey(message.group, message.subject, message.id)]):
+                if not await unit.fresh([inbox_key(message)]):
                     log.info("handled before, nothing done")
                     return []
                 result = await self._call(message, unit)
@@ -239,6 +241,12 @@ class Handling:
             host=_HOST,
             version=__version__,
         )
+
+
+def inbox_key(message: Message[Any]) -> InboxKey:
+    """What the database remembers of it: a replay is remembered for itself, so that its handler runs again."""
+    id = message.id if message.replay is None else f"{message.id}\n{message.replay}"
+    return InboxKey(message.group, message.subject, id)
 
 
 class TimeUp(TimeoutError):

@@ -43,9 +43,11 @@ class Message(Generic[T]):
     registered with, or, behind a filter such as `events.todo.>`, plain JSON values.
     """
 
-    __slots__ = ("_headers", "attempt", "body", "data", "group", "id", "position", "subject", "time")
+    __slots__ = ("_headers", "attempt", "body", "data", "group", "id", "position", "replay", "subject", "time")
 
-    def __init__(self, entry: Entry, data: T, *, id: str, group: str = "", attempt: int = 1) -> None:
+    def __init__(
+        self, entry: Entry, data: T, *, id: str, group: str = "", attempt: int = 1, replay: str | None = None
+    ) -> None:
         self.id = id
         """Stable over retries, redeliveries and redrives: the idempotency key for effects outside the database."""
         self.subject = entry.subject
@@ -59,6 +61,8 @@ class Message(Generic[T]):
         self.group = group
         self.attempt = attempt
         """1 for the first try; redeliveries after a crash do not count."""
+        self.replay = replay
+        """The id of the replay (`tidings replay`) that brought it again, or None."""
         self._headers = entry.headers
 
     @property

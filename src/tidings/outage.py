@@ -3,8 +3,8 @@
 What counts as away:
 
 - *for sure*: the engine, and what the unit of work calls transient (`Units.transient`). Such a failure burns no
-  attempt, unless another message of the group, begun after the same one had failed like this before, was handled:
-  then it is the message's own.
+  attempt, unless another message of the group, which came after the same one had failed like this before, was
+  handled: then it is the message's own.
 - *perhaps*: a `ConnectionError` out of the handler, or a request that nobody answers (`NoResponder`). These are
   attempts as any failure is; only while the group probes they are not.
 
@@ -68,7 +68,7 @@ class Outage:
         self._failed: dict[int, _Failed] = {}
         """By position: what failed without being blamed, the longest ago first."""
         self._proof = 0
-        """The latest beginning of a message that was handled."""
+        """When the latest message came that was handled."""
         self._in_a_row = 0
         self._different: set[int] = set()
         self._pause = FIRST
@@ -77,7 +77,7 @@ class Outage:
         self._entered = (0, 0.0)
 
     def begun(self) -> int:
-        """A handler begins; returns the mark that `handled` or `failed` takes. Marks rise."""
+        """A message has come; returns the mark that `handled` or `failed` takes. Marks rise."""
         return next(self._marks)
 
     def handled(self, delivery: Delivery, mark: int) -> None:

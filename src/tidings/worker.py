@@ -287,7 +287,7 @@ class GroupRunner:
 
     def _begin(self, delivery: Delivery) -> None:
         self._hands.take(delivery)
-        task = asyncio.create_task(self._handle(delivery), name=f"tidings-handle-{self.group}")
+        task = asyncio.create_task(self._handle(delivery, self._outage.begun()), name=f"tidings-handle-{self.group}")
         self.running[task] = delivery
         task.add_done_callback(self._ended)
 
@@ -297,7 +297,7 @@ class GroupRunner:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("the worker itself failed on a message; its lease brings it back", exc_info=error)
 
-    async def _handle(self, delivery: Delivery) -> None:
+    async def _handle(self, delivery: Delivery, mark: int) -> None:
         with message_context(
             message_id=identity(delivery.entry, self.handling.namespace),
             subject=delivery.entry.subject,
@@ -309,10 +309,10 @@ class GroupRunner:
                 if not isinstance(message, Message):
                     self._hands.put(message)
                 elif is_suspect(delivery):
-                    await self._handle_alone(delivery, message)
+                    await self._handle_alone(delivery, message, mark)
                 else:
                     async with self._floor.shared():
-                        outcome = await self._outcome(delivery, message)
+                        outcome = await self._outcome(delivery, message, mark)
                     self._hands.put(outcome)
             except asyncio.CancelledError:
                 # At once when the worker stops; a handler that cancels its own task must not come back in a hot loop.
@@ -325,8 +325,7 @@ class GroupRunner:
                 self._hands.drop(delivery)
                 raise
 
-    async def _outcome(self, delivery: Delivery, message: Message[Any]) -> Outcome:
-        mark = self._outage.begun()
+    async def _outcome(self, delivery: Delivery, message: Message[Any], mark: int) -> Outcome:
         try:
             outcome, staged = await self.handling.handle(delivery, message)
         except Away as trouble:
@@ -349,7 +348,7 @@ class GroupRunner:
         )
         return Release(delivery, delay)
 
-    async def _handle_alone(self, delivery: Delivery, message: Message[Any]) -> None:
+    async def _handle_alone(self, delivery: Delivery, message: Message[Any], mark: int) -> None:
         """As any message, while nothing else runs: until its outcome is settled, so that the crash of what runs next
         is not counted for this one."""
         dead = crash_loop(delivery, self.handling.handler.name)
@@ -367,8 +366,8 @@ class GroupRunner:
             try:
                 await self.engine.begin(delivery)
             except EngineError as error:
-                outcome: Outcome = self._after(Away(error, sure=True), delivery, self._outage.begun())
+                outcome: Outcome = self._after(Away(error, sure=True), delivery, mark)
             else:
-                outcome = await self._outcome(delivery, message)
+                outcome = await self._outcome(delivery, message, mark)
             self._hands.put(outcome)
             await self._hands.gone(delivery)

@@ -152,14 +152,13 @@ def terminated(crash: Crash) -> None:
 
 def ack_before_commit(crash: Crash) -> None:
     """The message is acknowledged before the handler runs."""
-    outcome = handling.Handling.outcome
+    handle = handling.Handling.handle
 
-    async def early(self: Any, delivery: Any) -> Any:
-        engine: Any = self.publisher.engine
-        await engine.settle([Done(delivery)])
-        return await outcome(self, delivery)
+    async def early(self: Any, delivery: Any, message: Any) -> Any:
+        await self.publisher.engine.settle([Done(delivery)])
+        return await handle(self, delivery, message)
 
-    handling.Handling.outcome = early
+    handling.Handling.handle = early
 
 
 def no_inbox(crash: Crash) -> None:
@@ -235,16 +234,16 @@ def acknowledged_unsent(crash: Crash) -> None:
 
 def ack_on_decode_error(crash: Crash) -> None:
     """What cannot be decoded is taken for handled."""
-    decode, outcome = handling.Handling.decode, handling.Handling.outcome
+    read = handling.Handling.read
 
-    async def careless(self: Any, delivery: Any) -> Any:
+    def careless(self: Any, delivery: Any) -> Any:
         try:
-            decode(self, delivery)
+            self.decode(delivery)
         except DecodeError:
-            return Done(delivery), []
-        return await outcome(self, delivery)
+            return Done(delivery)
+        return read(self, delivery)
 
-    handling.Handling.outcome = careless
+    handling.Handling.read = careless
 
 
 def ack_on_handler_error(crash: Crash) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from started import PATIENCE, Started, eventually
 from tidings import claims, embedded, engines
 from tidings.clock import SystemClock
-from tidings.engine import Dead, Engine, Failure, Outgoing
+from tidings.engine import Dead, Delivery, Done, Engine, Failure, Outcome, Outgoing
 
 LETTERS = 20_000
 APP = """
@@ -87,26 +87,25 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
     await asyncio.to_thread(eventually, lambda: embedded.locate(tmp_path / "broker") is None)
 
 
-async def bury(engine: Engine, count: int, body: bytes = b'{"number": %d}') -> None:
-    """Store events, all of which die in the group `ship` and are handled in the group `audit`."""
-    await claims.declare(engine, [claims.Wish("ship", ("events.shop.ordered",))], lease=30.0)
-    for first in range(0, count, 1000):
-        numbers = range(first, min(first + 1000, count))
-        await engine.publish(
-            [
-                Outgoing("events.shop.ordered", body % n if b"%d" in body else body, {"ce-id": f"n{n}"}, f"n{n}")
-                for n in numbers
-            ]
-        )
-    died = 0
-    while died < count:
-        deliveries = await engine.pull("ship", 500, 5.0)
-        failures = [
-            Dead(d, "handler_error", Failure("ValueError", f"no stock of {d.entry.position}", "", "shop:ship"))
-            for d in deliveries
-        ]
-        await engine.settle(failures)
-        died += len(deliveries)
+async def bury(engine: Engine, bodies: Sequence[bytes]) -> None:
+    """Store events with the ids n0, n1, ..., which all die in the group `ship` and are done in the group `audit`."""
+    subject, groups = "events.shop.ordered", ("ship", "audit")
+    await claims.declare(engine, [claims.Wish(group, (subject,)) for group in groups], lease=30.0)
+    await engine.publish([Outgoing(subject, body, {"ce-id": f"n{n}"}, f"n{n}") for n, body in enumerate(bodies)])
+    await settle(engine, "ship", len(bodies), lambda delivery: Dead(delivery, "handler_error", no_stock(delivery)))
+    await settle(engine, "audit", len(bodies), Done)
+
+
+async def settle(engine: Engine, group: str, count: int, outcome: Callable[[Delivery], Outcome]) -> None:
+    async with asyncio.timeout(2 * PATIENCE):
+        while count:
+            deliveries = await engine.pull(group, min(count, 500), 5.0)
+            await engine.settle([outcome(delivery) for delivery in deliveries])
+            count -= len(deliveries)
+
+
+def no_stock(delivery: Delivery) -> Failure:
+    return Failure("ValueError", f"no stock of {delivery.entry.position}", "", "shop:ship")
 
 
 async def dead(engine: Engine) -> int:
@@ -118,7 +117,7 @@ async def test_a_redrive_killed_half_way_goes_on_with_the_rest(shop: Shop) -> No
     """`dlq redrive --all --rate 2000/s` of 20,000, killed with -9 half-way and started again: the group that failed
     handles every one once, the other group none again."""
     async with shop.engine() as engine:
-        await bury(engine, LETTERS)
+        await bury(engine, [b'{"number": %d}' % number for number in range(LETTERS)])
         [kind] = json.loads(await shop.run("dlq", "ls", "--json"))
         assert (kind["group"], kind["reason"], kind["count"]) == ("ship", "handler_error", LETTERS)
 
@@ -138,7 +137,7 @@ async def test_a_redrive_killed_half_way_goes_on_with_the_rest(shop: Shop) -> No
         assert await dead(engine) == 0
         await shop.run("dlq", "redrive", "--all", "--yes", code=5)
 
-        with shop.start("run", "shop:bus", "--group", "ship") as worker:
+        with shop.start("run", "shop:bus") as worker:
             worker.until("ready:")
             await asyncio.to_thread(eventually, lambda: len(shop.effects()) >= LETTERS, 2 * PATIENCE)
             await _idle(engine)
@@ -152,3 +151,56 @@ async def _idle(engine: Engine) -> None:
     async with asyncio.timeout(PATIENCE):
         while (ship := (await engine.stats()).groups["ship"]) and (ship.waiting or ship.leased or ship.delayed):
             pass
+
+
+async def test_letters_are_mended_dropped_and_brought_back(shop: Shop) -> None:
+    """The whole way of a person: what is no order is edited and handled under its own id; what was exported and
+    dropped comes back byte for byte."""
+    async with shop.engine() as engine:
+        await bury(engine, [b'{"number": "one"}', b"\xff\x00"])
+        lines = (await shop.run("dlq", "export")).encode()
+        before = await engine.dead_letters()
+        assert [letter.entry.body for letter in before] == [b'{"number": "one"}', b"\xff\x00"]
+
+        await shop.run("dlq", "drop", "--all", "--yes", "--because", "to bring them back")
+        assert await engine.dead_letters() == []
+        assert "2 stored" in await shop.run("dlq", "import", "-", input=lines)
+        assert "2 there already" in await shop.run("dlq", "import", "-", input=lines)
+        assert await engine.dead_letters() == before
+
+        edit = ("dlq", "edit", before[0].key, "--body", "-", "--app", "shop:bus")
+        await shop.run(*edit, input=b'{"number": "two"}', code=2)
+        await shop.run(*edit, input=b'{"number": 2}')
+        await shop.run("dlq", "redrive", before[0].key)
+        with shop.start("run", "shop:bus") as worker:
+            worker.until("ready:")
+            await asyncio.to_thread(eventually, lambda: shop.effects() == ["n0 2"])
+            worker.signal(signal.SIGTERM)
+            assert worker.ended() == 0
+        assert [act["what"] for act in json.loads(await shop.run("dlq", "log", "--json"))] == ["drop", "edit"]
+
+
+TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+async def test_progress_is_shown_on_a_terminal_only(shop: Shop) -> None:
+    """A person sees how far it is; a pipe gets nothing but the result."""
+    async with shop.engine() as engine:
+        await bury(engine, [b"{}"] * 600)
+        command = ("-m", "tidings", "dlq", "redrive", "--all", "--yes", "--rate", "2000/s")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", TERMINAL, sys.executable, *command),
+            cwd=shop.folder,
+            env=os.environ | shop.environment | {"TERM": "xterm"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        shown, _ = await process.communicate()
+        assert process.returncode == 0
+        assert b"100%" in shown
+        assert b"600 put back to ship" in shown
+
+        await settle(engine, "ship", 600, lambda delivery: Dead(delivery, "rejected", no_stock(delivery)))
+        with shop.start("dlq", "redrive", "--all") as piped:
+            assert piped.ended() == 0
+            assert "%" not in piped.output

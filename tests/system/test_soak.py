@@ -68,6 +68,7 @@ async def short_run(folder: Path, planted: Planted) -> Verdict:
         await system.drained(25 if not defect else 8)
         await system.stop()
         assert (folder / "crashed").exists() == bool(point), "the crash point was never reached"
+        assert not [line for line in system.strange if "ended with" in line], "a defect that could not be armed"
         return check(await system.truth())
 
 

@@ -75,7 +75,7 @@ async def test_frames_end_where_their_length_says() -> None:
     assert frames(buffer) == [b"PING\r\n", MESSAGE]
     buffer.extend(RECEIPT[-5:])
     assert frames(buffer) == [RECEIPT]
-    assert (buffer, is_receipt(RECEIPT), is_receipt(MESSAGE)) == (b"", True, False)
+    assert (bytes(buffer), is_receipt(RECEIPT), is_receipt(MESSAGE)) == (b"", True, False)
 
 
 async def test_one_receipt_vanishes() -> None:

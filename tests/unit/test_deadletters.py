@@ -20,7 +20,7 @@ from tidings.deadletters import Act, Selection, acts, fingerprint, kinds, move, 
 from tidings.deadletters.fingerprint import normalised, place
 from tidings.engine import Dead, DeadLetter, Entry, Failure, Outgoing
 from tidings.engines.memory import MemoryEngine, MemoryStore
-from tidings.errors import InvalidMessage
+from tidings.errors import EngineUnavailable, InvalidMessage
 
 T = TypeVar("T")
 
@@ -300,6 +300,38 @@ def test_redrive_with_a_rate_that_is_none(shell: Shell) -> None:
     shell.bury(b"1")
     assert shell("redrive", "--all", "--rate", "fast").exit_code == 2
     assert len(shell.letters()) == 1
+
+
+def test_redrive_that_loses_its_engine_is_done_partly(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 3 with the number that was moved; the same command goes on with the rest."""
+    shell.bury(*[b"{}"] * 250)
+    redrive, calls = MemoryEngine.redrive, list[int]()
+
+    async def once(engine: MemoryEngine, letters: Sequence[DeadLetter]) -> int:
+        calls.append(len(letters))
+        if len(calls) == 2:
+            raise EngineUnavailable("nobody answers")
+        return await redrive(engine, letters)
+
+    monkeypatch.setattr(MemoryEngine, "redrive", once)
+    partly = shell("redrive", "--all")
+    assert partly.exit_code == 3
+    assert "100 of 250 were done, then: nobody answers" in partly.stderr
+    assert shell.out("redrive", "--all") == "150 put back to save\n"
+
+
+def test_redrive_beside_somebody_else_is_done_partly(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 3 with the number of those that had gone between the look and the act."""
+    shell.bury(b"1", b"2", b"3")
+    redrive = MemoryEngine.redrive
+
+    async def late(engine: MemoryEngine, letters: Sequence[DeadLetter]) -> int:
+        await engine.discard(letters[:1])
+        return await redrive(engine, letters)
+
+    monkeypatch.setattr(MemoryEngine, "redrive", late)
+    partly = shell("redrive", "--all", "--json")
+    assert (partly.exit_code, json.loads(partly.stdout)) == (3, {"selected": 3, "done": 2})
 
 
 def test_edit_is_checked_against_the_events_type(shell: Shell) -> None:

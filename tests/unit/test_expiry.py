@@ -15,7 +15,8 @@ from tidings.testing import TestBus
 
 async def test_a_message_in_time_is_handled() -> None:
     """And the handler sees when it would have been too late, as the CloudEvents attribute says."""
-    bus, seen = new_bus(), []
+    bus = new_bus()
+    seen: list[Any] = []
 
     @bus.on(New, group="g")
     async def handle(message: tidings.Message[New]) -> None:

@@ -38,7 +38,7 @@ LAYERS = (
         "versions",
         "rate",
     ),  # the life of a message
-    ("requests", "channels", "live", "deadletters", "processes", "asyncapi"),  # one feature, one file
+    ("requests", "channels", "live", "deadletters", "replay", "processes", "asyncapi"),  # one feature, one file
     ("push", "sync", "running", "bus"),  # one object that holds it all
     ("testing", "pytest_plugin", "conformance", "doctor", "demo", "cli", "__main__"),  # what users touch
 )

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "groups": ("groups", "List, pause, resume and remove groups of handlers."),
     "schedules": ("schedules", "List and remove schedules, cancel delayed messages."),
     "dlq": ("dlq", "Look at dead letters, put them back, drop them."),
+    "replay": ("replay", "Give one group old events again."),
     "db": ("db", "Look after the framework's tables in your database."),
     "doctor": ("doctor", "Look for what is wrong, and say what mends it."),
     "health": ("health", "Exit with 0 if the engine answers, with 4 if not."),

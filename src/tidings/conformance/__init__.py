@@ -27,6 +27,7 @@ from . import (
     ledger,
     lifecycle,
     live,
+    replay,
     retention,
     settle,
     stopping,
@@ -39,7 +40,7 @@ __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "
 
 _THEMES = (
     *(delivery, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
-    *(handling, stopping, talking, claiming, database, retention),
+    *(handling, stopping, talking, claiming, database, retention, replay),
 )  # importing them registers their cases
 
 

@@ -75,7 +75,7 @@ class Proxy:
         self._losing += 1
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refusing:
+        if self._refuses():
             writer.transport.abort()
             return
         try:
@@ -85,7 +85,7 @@ class Proxy:
             writer.transport.abort()
             return
         wire = _Wire(writer, to_server)
-        if self._refusing:  # since it began to connect
+        if self._refuses():  # since it began to connect
             wire.drop()
             return
         self._wires.add(wire)
@@ -94,6 +94,9 @@ class Proxy:
         wire.tasks = (up, down)
         for task in wire.tasks:
             task.add_done_callback(lambda _: self._ended(wire))
+
+    def _refuses(self) -> bool:
+        return self._refusing
 
     def _ended(self, wire: _Wire) -> None:
         self._wires.discard(wire)

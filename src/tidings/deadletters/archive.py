@@ -31,6 +31,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     attempts: int
     died: float
     original: dict[str, str] | None = None
+    replay: str = ""
 
 
 class Restored(msgspec.Struct, frozen=True):
@@ -58,6 +59,7 @@ def to_line(letter: DeadLetter) -> str:
         letter.attempts,
         letter.died,
         None if letter.original is None else _written(letter.original),
+        letter.replay,
     )
     return json.dumps(msgspec.to_builtins(line))
 
@@ -70,7 +72,8 @@ def to_letter(text: str) -> DeadLetter:
         original = None if line.original is None else _read(line.original)
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise InvalidMessage(f"not a dead letter as `tidings dlq export` writes it: {error}") from error
-    return DeadLetter(line.group, entry, line.reason, line.failure, line.attempts, line.died, original)
+    more = original, line.replay
+    return DeadLetter(line.group, entry, line.reason, line.failure, line.attempts, line.died, *more)
 
 
 async def restore(engine: Engine, letters: Sequence[DeadLetter]) -> Restored:

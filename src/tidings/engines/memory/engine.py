@@ -189,6 +189,10 @@ class MemoryEngine:
         await self._turn()
         return self._store.bury(letters)
 
+    async def replay(self, group: str, entries: Sequence[Entry], id: str) -> int:
+        await self._turn()
+        return self._store.replay(group, entries, id)
+
     # Live
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> int | bool | None:

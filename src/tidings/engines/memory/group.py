@@ -35,10 +35,14 @@ class Lease:
 class Item:
     """One message the group has still to handle."""
 
-    __slots__ = ("attempts", "crashes", "deliveries", "due", "entry", "failure", "lease", "original", "state", "timer")
+    __slots__ = (
+        *("attempts", "crashes", "deliveries", "due", "entry", "failure", "lease", "original", "replay", "state"),
+        "timer",
+    )
 
-    def __init__(self, entry: Entry, original: bytes | None) -> None:
+    def __init__(self, entry: Entry, original: bytes | None, replay: str) -> None:
         self.entry = entry
+        self.replay = replay
         self.original = original
         """The body as it was published, if the entry has another one by now."""
         self.state: State = "waiting"
@@ -75,9 +79,9 @@ class GroupQueue:
         """Nothing is leased, and nothing ready unless the group is paused."""
         return not self._counts["leased"] and (self.group.paused or not self._counts["waiting"])
 
-    def add(self, entry: Entry, original: bytes | None = None) -> None:
+    def add(self, entry: Entry, original: bytes | None = None, replay: str = "") -> None:
         """A new message for the group, with no attempts counted."""
-        item = Item(entry, original)
+        item = Item(entry, original, replay)
         self._items[entry.position] = item
         self._counts["waiting"] += 1
         self._offer(item)
@@ -174,7 +178,8 @@ class GroupQueue:
         self._move(item, "leased")
         self._watch(item, item.lease)
         until, lease = item.lease.until, item.lease
-        return Delivery(item.entry, self.group.name, item.deliveries, item.attempts, until, lease, item.crashes)
+        tried = item.deliveries, item.attempts
+        return Delivery(item.entry, self.group.name, *tried, until, lease, item.crashes, item.replay)
 
     def _watch(self, item: Item, lease: Lease) -> None:
         if item.timer is not None:

@@ -234,7 +234,8 @@ class MemoryStore:
 
     def _letter(self, outcome: Dead, original: bytes | None) -> DeadLetter:
         group, entry, died = outcome.delivery.group, outcome.delivery.entry, self.clock.time()
-        return DeadLetter(group, entry, outcome.reason, outcome.failure, outcome.attempts, died, original)
+        attempts, replay = outcome.attempts, outcome.delivery.replay
+        return DeadLetter(group, entry, outcome.reason, outcome.failure, attempts, died, original, replay)
 
     def extend(self, delivery: Delivery) -> None:
         """Start the lease again from now, if it is still the holder's."""
@@ -251,9 +252,18 @@ class MemoryStore:
             queue = self._groups.get(letter.group)
             kept = None if queue is None else self.dead.take(letter)
             if queue is not None and kept is not None:
-                queue.add(kept.entry, kept.original)
+                queue.add(kept.entry, kept.original, kept.replay)
                 moved += 1
         return moved
+
+    def replay(self, group: str, entries: Sequence[Entry], id: str) -> int:
+        """Again to the group, unless it has something to do with them; returns how many."""
+        queue, given = self.group(group), 0
+        for entry in entries:
+            if entry.position not in queue and self.dead.find(group, entry.position) is None:
+                queue.add(entry, replay=id)
+                given += 1
+        return given
 
     def discard(self, letters: Sequence[DeadLetter]) -> int:
         """Remove for good; returns how many were there."""

@@ -60,15 +60,14 @@ class Census:
         groups = await self._consumers(self._layout.events)
         inboxes = await self._consumers(self._layout.control)
         names = list(groups)
-        found = await asyncio.gather(*(self._state(entry, groups[name], inboxes.get(name)) for name in names))
+        found = await asyncio.gather(*(self.state(entry, groups[name], inboxes.get(name)) for name in names))
         return dict(zip(names, found, strict=True))
 
-    async def _state(self, entry: Entry, consumer: dict[str, Any], inbox: dict[str, Any] | None) -> GroupState:
+    async def state(self, entry: Entry, consumer: dict[str, Any], inbox: dict[str, Any] | None) -> GroupState:
+        """What one group, by its two consumers, has to do with an entry."""
         layout, position = self._layout, entry.position
         shape = shape_of(consumer)
         assert shape is not None
-        if not shape.wants(entry.subject, position):
-            return GroupState("not wanted", "no claim of the group covers its subject and position")
         letter = await self._graveyard.look(shape.name, position)
         if letter is not None:
             return GroupState(
@@ -77,6 +76,8 @@ class Census:
         sent = await self._js.last(layout.control, layout.inbox(shape.name, position))
         if sent is not None and inbox is not None:
             return await self._progress(shape, position, int(sent.header("Nats-Sequence")), inbox)
+        if not shape.wants(entry.subject, position):
+            return GroupState("not wanted", "no claim of the group covers its subject and position")
         return await self._progress(shape, position, position, consumer)
 
     async def _progress(self, shape: Shape, position: int, sequence: int, consumer: dict[str, Any]) -> GroupState:

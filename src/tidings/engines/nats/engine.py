@@ -42,6 +42,7 @@ from .purge import Purger
 from .read import Reader
 from .records import Records
 from .redrive import Graveyard
+from .replay import Replayer
 from .settle import Settler
 from .space import Gauge
 from .streams import prepare
@@ -83,6 +84,7 @@ class NatsEngine:
         self._settler = Settler(self._js, self._layout, self._clock, self._forget_delivery)
         self._graveyard = Graveyard(self._js, self._layout, self._groups)
         self._census = Census(self._js, self._layout, self._clock, self._graveyard)
+        self._replayer = Replayer(self._js, self._layout, self._census)
         self._reader = Reader(self._js, self._layout)
         self._records = Records(self._js, self._layout)
         self._later = Later(self._js, self._layout)
@@ -234,6 +236,10 @@ class NatsEngine:
     async def bury(self, letters: Sequence[DeadLetter]) -> int:
         self._check_open()
         return await self._graveyard.bury(letters)
+
+    async def replay(self, group: str, entries: Sequence[Entry], id: str) -> int:
+        self._check_open()
+        return await self._replayer.replay(group, entries, id)
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
         self._check_open()

@@ -250,6 +250,7 @@ class Puller:
             origin = origin_of(frame)
             entry = original(position, origin, frame.headers, frame.body)
             token = Token(frame.reply, came.position, origin.reference, first_body(origin, frame.body))
+            token.replay = origin.replay
             self._admit(entry, came.deliveries, token)
         elif self._shape.verdict(frame.subject, came.position):
             entry = Entry(came.position, frame.subject, came.time, clean(frame.headers), frame.body)
@@ -263,7 +264,8 @@ class Puller:
     def _admit(self, entry: Entry, deliveries: int, token: Token) -> None:
         assert self._shape is not None
         now = self._clock.monotonic()
-        delivery = Delivery(entry, self._group, deliveries, 0, now + self._shape.lease * SAFE, token)
+        deadline = now + self._shape.lease * SAFE
+        delivery = Delivery(entry, self._group, deliveries, 0, deadline, token, replay=token.replay)
         held = self._held.get(_key(delivery))
         if held is not None and held[0].deadline > now:
             # A server that was killed has forgotten that it had handed this out: it is still in our hands.

@@ -130,7 +130,8 @@ class Graveyard:
         """Write the letter if the last message of its subject is still `sequence`."""
         entry, room = letter.entry, self._js.link.max_payload
         death = Death(letter.reason, letter.attempts, letter.died, letter.failure, inbox)
-        body, headers = copied(entry, Origin(entry.subject, entry.time, death=death), room, letter.original)
+        origin = Origin(entry.subject, entry.time, replay=letter.replay, death=death)
+        body, headers = copied(entry, origin, room, letter.original)
         if refers(headers):
             raise TooLarge(len(entry.body), room)
         subject = self._layout.dead(letter.group, entry.position)
@@ -166,7 +167,7 @@ class Graveyard:
         entry = original(position, origin, frame.headers, frame.body)
         if origin.reference:
             entry = await self._groups.logged(entry)
-        letter = dead_letter(group, entry, origin.death, first_body(origin, frame.body))
+        letter = dead_letter(group, entry, origin.death, first_body(origin, frame.body), origin.replay)
         return Buried(letter, int(frame.header("Nats-Sequence")), origin.death.inbox)
 
     async def _move(self, buried: list[Buried]) -> int:
@@ -245,7 +246,8 @@ class Graveyard:
         messages: list[tuple[str, bytes, dict[str, str]]] = []
         for one in buried:
             group, entry = one.letter.group, one.letter.entry
-            body, headers = copied(entry, Origin(entry.subject, entry.time), link.max_payload, one.letter.original)
+            origin = Origin(entry.subject, entry.time, replay=one.letter.replay)
+            body, headers = copied(entry, origin, link.max_payload, one.letter.original)
             messages += [
                 (layout.inbox(group, entry.position), body, headers | expect(one.inbox)),
                 (layout.attempts(group, entry.position), b"", TOMBSTONE),

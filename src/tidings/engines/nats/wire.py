@@ -111,6 +111,7 @@ class Origin(msgspec.Struct, omit_defaults=True):
     """Body and headers were too large to copy: they stand in the log only."""
     edited: int | None = None
     """Bytes of the body that somebody gave it; the original follows them."""
+    replay: str = ""
     death: Death | None = None
 
 
@@ -146,6 +147,7 @@ class Token(msgspec.Struct, eq=False):
     first: bytes | None = None
     """The body as it was published, if it was delivered with another one."""
     settled: bool = False
+    replay: str = ""
     begun: bool = False
     """The register says that it runs alone: to be taken back with the outcome."""
 
@@ -213,11 +215,11 @@ def first_body(origin: Origin, body: bytes) -> bytes | None:
 def death_of(delivery: Delivery, reason: Reason, attempts: int, failure: Failure, now: float) -> Origin:
     entry = delivery.entry
     death = Death(reason, attempts, now, shortened(failure), delivery.token.inbox)
-    return Origin(entry.subject, entry.time, death=death)
+    return Origin(entry.subject, entry.time, death=death, replay=delivery.replay)
 
 
-def dead_letter(group: str, entry: Entry, death: Death, first: bytes | None) -> DeadLetter:
-    return DeadLetter(group, entry, death.reason, death.failure, death.attempts, death.died, first)
+def dead_letter(group: str, entry: Entry, death: Death, first: bytes | None, replay: str) -> DeadLetter:
+    return DeadLetter(group, entry, death.reason, death.failure, death.attempts, death.died, first, replay)
 
 
 def shortened(failure: Failure, room: int = _ROOM - 2048) -> Failure:
