@@ -1,4 +1,7 @@
-"""Pydantic models, a FastAPI route, a retry and a test. Run: uvicorn 02_orders:app; test: python -m pytest 02_orders.py"""
+"""Pydantic models, a FastAPI route, a retry and its test.
+
+Run: uvicorn 02_orders:app; test: python -m pytest 02_orders.py
+"""
 
 import asyncio
 from decimal import Decimal

@@ -81,7 +81,7 @@ class Delivery(msgspec.Struct, eq=False):
     """How often a handler of this group has begun it (see `Engine.begin`) and never came to an end; since the last
     redrive."""
     replay: str = ""
-    """The id of the replay by which the group got it again; empty on its first way."""
+    """The id of the replay by which the group got it again (`redrive` for what had expired); empty on its first way."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -192,7 +192,12 @@ class DeadLetter(msgspec.Struct, frozen=True):
     original: bytes | None = None
     """The body as it was published, once somebody has amended it; `entry.body` is what a redrive delivers."""
     replay: str = ""
-    """The replay in which it died; a redrive goes on with it."""
+    """The replay in which it died, if any."""
+
+    @property
+    def redriven_as(self) -> str:
+        """`Delivery.replay` of its redrive: its own; what has expired gets one, because its time counts no more."""
+        return self.replay or ("redrive" if self.reason == "expired" else "")
 
     @property
     def key(self) -> str:

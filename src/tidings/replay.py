@@ -1,7 +1,7 @@
 """Give a group old events again, under the id of a replay that is part of the inbox key.
 
-A group's transactional handler runs again for them, because to the database a replay is something new. What follows from
-a replayed event has the ids that it had the first time: whoever handled it then is not told a second time.
+A group's transactional handler runs again for them, because to the database a replay is something new. What follows
+from a replayed event has the ids that it had the first time: a transactional handler of it does nothing a second time.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ _PRESSED: Final = 0.8
 """Part of the store's limit at which handled entries begin to go before their time: publishers are refused at 0.9."""
 _RELIEVED: Final = 0.7
 _STEPS: Final = 8
+_FILTERS: Final = 200
+"""Filters that the book keeps apart; with more of them it speaks of all subjects at once, which is true as well."""
 
 
 class Book(msgspec.Struct, frozen=True):
@@ -54,6 +56,15 @@ class Book(msgspec.Struct, frozen=True):
     def oldest(self, filters: Sequence[str]) -> int:
         """The first position from which on everything on the filters is still stored."""
         return max((place for gone, place in self.purged.items() if any(overlap(gone, f) for f in filters)), default=1)
+
+    def noting(self, sweeps: Sequence[Sweep]) -> Book:
+        """The book with what is about to go."""
+        purged = dict(self.purged)
+        for sweep in sweeps:
+            purged[sweep.filter] = max(sweep.below, purged.get(sweep.filter, 1))
+        if len(purged) > _FILTERS:
+            purged = {">": max(purged.values())}
+        return msgspec.structs.replace(self, purged=purged)
 
 
 class Sweep(msgspec.Struct, frozen=True):
@@ -222,12 +233,8 @@ class Janitor:
         """Write down up to where entries may be gone, before they go."""
         while True:
             book, revision = await _load(self._engine)
-            purged = dict(book.purged)
-            for sweep in sweeps:
-                purged[sweep.filter] = max(sweep.below, purged.get(sweep.filter, 1))
-            if purged == book.purged or await _write(
-                self._engine, msgspec.structs.replace(book, purged=purged), revision
-            ):
+            noted = book.noting(sweeps)
+            if noted == book or await _write(self._engine, noted, revision):
                 return
 
 

@@ -51,6 +51,24 @@ async def test_a_message_past_its_time_is_a_dead_letter() -> None:
     assert "2023-11-14T22:14:20" in letter.failure.message
 
 
+async def test_redriven_it_is_handled() -> None:
+    """Somebody wants it handled although its time is over: it does not expire a second time."""
+    bus, seen = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        seen.append(new.item)
+
+    async with TestBus(bus) as t:
+        headers = {"ce-expirytime": "2001-01-01T00:00:00Z"}
+        await bus.engine.publish([Outgoing("events.new", b'{"item":"late"}', headers, "i")])
+        await t.settle()
+        assert await t.redrive() == 1
+        await t.settle()
+        assert await t.dead_letters() == []
+    assert seen == ["late"]
+
+
 async def test_a_retry_past_its_time_is_none() -> None:
     """What failed and comes back too late is dead for being late, with the attempts it had."""
     policy = tidings.RetryPolicy(attempts=8, first=0, most=0)

@@ -17,7 +17,7 @@ from tidings.clock import ManualClock
 from tidings.engine import Claim, Done, Outgoing
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import ConfigError, StoreFull
-from tidings.retention import Janitor, claimed, oldest_whole, position_at
+from tidings.retention import Book, Janitor, Sweep, claimed, oldest_whole, position_at
 from tidings.settings import Settings, load
 from tidings.testing import TestBus
 
@@ -246,6 +246,16 @@ def test_claims_that_others_cover_are_swept_once() -> None:
 
 SUBJECTS = ("events.a", "events.b", "events.c.d")
 FILTERS = ("events.>", "events.a", "events.b", "events.c.*")
+
+
+def test_the_book_stays_short() -> None:
+    """Places are noted by filter and only rise; with very many filters one place stands for all subjects."""
+    book = Book().noting([Sweep("events.a", 1, 9), Sweep("events.b", 1, 5)]).noting([Sweep("events.a", 1, 7)])
+    assert (book.oldest(["events.a"]), book.oldest(["events.b"]), book.oldest(["events.c"])) == (9, 5, 1)
+    crowded = book.noting([Sweep(f"events.typo{number}", 1, 8) for number in range(300)])
+    assert (len(crowded.purged), crowded.oldest(["events.c"])) == (1, 9)
+
+
 ACTS = ("publish", "publish", "publish", "declare", "handle", "handle", "remove", "days", "sweep", "sweep")
 
 

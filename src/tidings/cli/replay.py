@@ -74,9 +74,7 @@ def _moment(text: str) -> float:
     return moment.timestamp()
 
 
-async def _replay(
-    group: str, span: replaying.Span, id: str, *, dry_run: bool, yes: bool
-) -> tuple[int, int, str]:
+async def _replay(group: str, span: replaying.Span, id: str, *, dry_run: bool, yes: bool) -> tuple[int, int, str]:
     async with session() as engine:
         counted = await replaying.count(engine, group, span)
         if dry_run or not counted:

@@ -32,6 +32,7 @@ from . import (
     settle,
     stopping,
     talking,
+    upgrades,
 )
 from .case import PATIENCE, Case, Layer, case, eventually, registered
 from .world import Link, WiredWorld, World
@@ -40,7 +41,7 @@ __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "
 
 _THEMES = (
     *(delivery, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
-    *(handling, stopping, talking, claiming, database, retention, replay),
+    *(handling, stopping, talking, claiming, database, retention, replay, upgrades),
 )  # importing them registers their cases
 
 

@@ -111,8 +111,8 @@ async def a_redrive_without_an_answer_moves_each_once(world: WiredWorld) -> None
 
 @case("seam", wired=True)
 async def a_redrive_over_a_kill_counts_right(world: WiredWorld) -> None:
-    """A redrive whose server is killed in the middle goes on when that is back: every letter moved once, all counted,
-    all delivered."""
+    """A redrive whose server is killed in the middle goes on when that is back: every letter is moved and counted once,
+    and its message delivered."""
     engine = await world.engine(patience=40.0)
     await engine.declare([group(world)])
     found = await _died(engine, *map(str, range(300)))
@@ -125,11 +125,14 @@ async def a_redrive_over_a_kill_counts_right(world: WiredWorld) -> None:
     await world.kill()
     await world.start()
     assert await moving == 300
-    got = await take(engine, "g", 300)
-    assert sorted(map(int, texts(got))) == list(range(300))
-    await finish(engine, got)
     assert await engine.dead_letters("g") == []
-    await nothing(world, engine, "g")
+    seen = set[str]()
+    while len(seen) < 300:  # the killed server may repeat what was acknowledged just before
+        got = await engine.pull("g", 300, 30.0)
+        seen |= set(texts(got))
+        await finish(engine, got)
+    await handled(world, engine, "g")
+    assert await engine.dead_letters("g") == []
 
 
 @case("seam")

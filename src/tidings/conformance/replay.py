@@ -113,7 +113,7 @@ async def replay_lives_on_in_retries_and_redrive(world: World) -> None:
 
 @case("seam")
 async def replay_of_what_a_group_never_had(world: World) -> None:
-    """A group that began later gets what came before it; `states` says that it waits, and then that it is not wanted."""
+    """A group that began later gets what came before it, and `states` says that it waits."""
     engine = await world.engine()
     [early] = await publish(engine, "early")
     await engine.declare([Group("g", (Claim("events.>", since=early.position + 1),), lease=world.lease)])

@@ -252,7 +252,7 @@ class MemoryStore:
             queue = self._groups.get(letter.group)
             kept = None if queue is None else self.dead.take(letter)
             if queue is not None and kept is not None:
-                queue.add(kept.entry, kept.original, kept.replay)
+                queue.add(kept.entry, kept.original, kept.redriven_as)
                 moved += 1
         return moved
 

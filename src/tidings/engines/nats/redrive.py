@@ -246,7 +246,7 @@ class Graveyard:
         messages: list[tuple[str, bytes, dict[str, str]]] = []
         for one in buried:
             group, entry = one.letter.group, one.letter.entry
-            origin = Origin(entry.subject, entry.time, replay=one.letter.replay)
+            origin = Origin(entry.subject, entry.time, replay=one.letter.redriven_as)
             body, headers = copied(entry, origin, link.max_payload, one.letter.original)
             messages += [
                 (layout.inbox(group, entry.position), body, headers | expect(one.inbox)),

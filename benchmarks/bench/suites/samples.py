@@ -1,0 +1,38 @@
+"""The samples that several benchmarks take."""
+
+from __future__ import annotations
+
+from ..benchmark import Sample
+from ..children import child, run
+from ..contenders import ABOUT
+from ..job import Job
+from ..servers import broker
+
+SLOW = ("celery-redis", "dramatiq-redis")
+"""Thousands of messages less, so that a round does not wait for them."""
+
+
+def share(contender: str, count: int) -> int:
+    return count // 10 if contender in SLOW else count
+
+
+def handled(
+    contender: str, count: int, *, size: int = 128, waiting: int = 0, other_groups: int = 0, profile: str = ""
+) -> Sample:
+    """Store messages first (at least `waiting`), then start one worker process and let it handle `count` of them."""
+    with broker(ABOUT[contender].broker) as server:
+        fill = Job(
+            contender, "fill", server.url, server.pid, max(count, waiting), size=size, other_groups=other_groups
+        )
+        run(fill)
+        work = Job(
+            contender, "work", server.url, server.pid, count, size=size, other_groups=other_groups, profile=profile
+        )
+        with child(work) as worker:
+            worker.hear()
+            return worker.hear()
+
+
+def published(contender: str, count: int, how: str, *, sync: str, size: int = 128) -> Sample:
+    with broker(ABOUT[contender].broker, sync) as server:
+        return run(Job(contender, "publish", server.url, server.pid, count, size=size, how=how))
