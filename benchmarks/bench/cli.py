@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ QUICK = "QUICK figures: few messages, few rounds, possibly a busy machine. Do no
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that brokers and workers are ended too
     chosen = parse(sys.argv[1:])
     if chosen.profile:
         profile(chosen.profile, 5_000 if chosen.quick else 20_000)

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pstats
+from collections.abc import Mapping
 from pathlib import Path
 
 from .job import Job, now
@@ -72,7 +73,7 @@ def percentile(ordered: list[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
-def tell(what: dict[str, object] | dict[str, float]) -> None:
+def tell(what: Mapping[str, float]) -> None:
     """One line of JSON for the process that measures."""
     print(json.dumps(what), flush=True)
 
@@ -80,5 +81,6 @@ def tell(what: dict[str, object] | dict[str, float]) -> None:
 def write_profile(profiler: cProfile.Profile, file: Path) -> None:
     text = io.StringIO()
     stats = pstats.Stats(profiler, stream=text)
-    stats.sort_stats("tottime").print_stats(40)
+    for order in ("tottime", "cumulative"):
+        stats.sort_stats(order).print_stats(40)
     file.write_text(text.getvalue())

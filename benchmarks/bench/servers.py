@@ -36,7 +36,7 @@ def valkey_binary() -> Path:
 
 @contextlib.contextmanager
 def broker(kind: str, sync: str = "2m") -> Iterator[Broker]:
-    """A `nats` server that flushes to the disk after this time (or `always`), or a `valkey` that does so every second."""
+    """A `nats` server that flushes to the disk after this time (or `always`), or a `valkey`: every second."""
     with tempfile.TemporaryDirectory(prefix="tidings-bench-") as folder, _folder_of(Path(folder), kind, sync) as found:
         yield found
 

@@ -86,8 +86,7 @@ class Handling:
         try:
             return self.decode(delivery)
         except DecodeError as error:
-            if error.reason == "unknown_type" and (left := self._patience.left(entry)) > 0:
-                log.warning("left to a worker that knows it: %s", error)
+            if error.reason == "unknown_type" and (left := self._patience.left(entry, error)) > 0:
                 return Release(delivery, delay=left)
             reason: Reason = error.reason  # type: ignore[assignment]
             return Dead(delivery, reason, self._failure(error, with_traceback=False))

@@ -8,6 +8,7 @@ it a dead letter `unknown_type`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -20,6 +21,8 @@ from .engine import Entry
 from .errors import ConfigError, DecodeError
 from .events import EventSpec
 from .message import TYPE, decode_header
+
+log = logging.getLogger("tidings.worker")
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """Makes the JSON object of a version from that of the version before."""
@@ -127,11 +130,16 @@ class Patience:
         self._seconds = seconds
         self._met: dict[tuple[str, str], float] = {}
 
-    def left(self, entry: Entry) -> float:
-        """Seconds that are left, at most `AGAIN` of them; 0 or less when it is over."""
+    def left(self, entry: Entry, why: DecodeError) -> float:
+        """Seconds that are left, at most `AGAIN` of them; 0 or less when it is over. Says once for each type `why`."""
         now = self._clock.time()
         key = entry.subject, _type(entry)
-        met = self._met.setdefault(key, now)
-        if len(self._met) > _TYPES:
-            del self._met[next(iter(self._met))]
+        met = self._met.get(key)
+        if met is None:
+            met = self._met[key] = now
+            log.warning(
+                "left to a worker that knows it, for up to %.0f s, and so are others like it: %s", self._seconds, why
+            )
+            if len(self._met) > _TYPES:
+                del self._met[next(iter(self._met))]
         return min(AGAIN, max(met, entry.time) + self._seconds - now)

@@ -16,7 +16,8 @@ from handlers import New, Saved, new_bus
 from tidings import claims
 from tidings.cli.root import commands
 from tidings.clock import ManualClock
-from tidings.engine import Done, Outgoing
+from tidings.deadletters import to_letter, to_line
+from tidings.engine import DeadLetter, Done, Entry, Failure, Outgoing
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.replay import Span, replay
 from tidings.testing import TestBus
@@ -143,6 +144,13 @@ def test_what_is_not_clear_is_refused(shell: Shell, words: list[str], text: str)
     assert result.exit_code == 2
     assert text in result.stderr
     assert shell.waiting("both") == []
+
+
+def test_a_dead_letter_s_file_keeps_the_replay() -> None:
+    """Exported and imported, a letter is redriven with the replay it died in."""
+    entry = Entry(1, "events.a", 1.0, {}, b"x")
+    letter = DeadLetter("g", entry, "handler_error", Failure("E", "no"), 1, 2.0, replay="r")
+    assert to_letter(to_line(letter)) == letter
 
 
 async def test_a_handler_sees_the_replay() -> None:

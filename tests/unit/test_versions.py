@@ -11,6 +11,7 @@ from handlers import AT_ONCE
 from tidings.clock import ManualClock
 from tidings.engine import DeadLetter, Entry, Outgoing
 from tidings.engines.memory import MemoryEngine
+from tidings.errors import DecodeError
 from tidings.testing import TestBus, attached
 from tidings.versions import Patience
 
@@ -166,11 +167,12 @@ async def test_a_backlog_of_a_newer_version_waits_for_its_workers() -> None:
     clock = ManualClock()
     patience = Patience(clock, 60)
     entry = Entry(1, "events.price", clock.time() - 1000, {"ce-type": "events.price.v4"}, b"{}")
-    assert patience.left(entry) == 5
+    why = DecodeError("unknown_type", "too new")
+    assert patience.left(entry, why) == 5
     await clock.advance(58)
-    assert patience.left(entry) == 2
+    assert patience.left(entry, why) == 2
     await clock.advance(2)
-    assert patience.left(entry) <= 0
+    assert patience.left(entry, why) <= 0
 
 
 async def test_a_newer_worker_takes_what_an_older_one_handed_back() -> None:

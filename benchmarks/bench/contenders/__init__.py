@@ -115,7 +115,7 @@ ABOUT = {
         "nats",
         ("taskiq", "taskiq-nats", "nats-py"),
         "at least once (ack when executed); Pydantic argument",
-        "PullBasedJetStreamBroker, 256 per pull, 100 tasks at a time",
+        "PullBasedJetStreamBroker, 256 per pull (5 s), 100 tasks at a time",
     ),
     "celery-redis": About(
         "Celery Redis",

@@ -15,7 +15,12 @@ from .cannot_ask import CannotAsk
 
 def make(job: Job, seen: Seen) -> tuple[Celery, Any]:
     app = Celery("bench", broker=job.url)
-    app.conf.update(task_acks_late=True, task_ignore_result=True, broker_connection_retry_on_startup=True)
+    app.conf.update(
+        task_acks_late=True,
+        task_ignore_result=True,
+        broker_connection_retry_on_startup=True,
+        worker_redirect_stdouts=False,  # the meter reports there
+    )
 
     @app.task(name="nothing")
     def nothing(number: int, sent: float, text: str) -> None:

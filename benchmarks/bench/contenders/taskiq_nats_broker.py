@@ -24,7 +24,9 @@ class Model(BaseModel):
 
 
 def make(job: Job, seen: Seen) -> tuple[PullBasedJetStreamBroker, Any]:
-    broker = PullBasedJetStreamBroker(job.url, subject="bench", stream_name="bench", pull_consume_batch=256)
+    broker = PullBasedJetStreamBroker(
+        job.url, subject="bench", stream_name="bench", pull_consume_batch=256, pull_consume_timeout=5
+    )
 
     @broker.task(task_name="nothing")
     async def nothing(body: Model) -> None:

@@ -21,9 +21,7 @@ def handled(
 ) -> Sample:
     """Store messages first (at least `waiting`), then start one worker process and let it handle `count` of them."""
     with broker(ABOUT[contender].broker) as server:
-        fill = Job(
-            contender, "fill", server.url, server.pid, max(count, waiting), size=size, other_groups=other_groups
-        )
+        fill = Job(contender, "fill", server.url, server.pid, max(count, waiting), size=size, other_groups=other_groups)
         run(fill)
         work = Job(
             contender, "work", server.url, server.pid, count, size=size, other_groups=other_groups, profile=profile

@@ -22,7 +22,9 @@ def timed(command: Sequence[str | Path]) -> Sample:
     """Wall-clock of a command that has to succeed."""
     with tempfile.TemporaryDirectory(prefix="tidings-bench-") as folder:
         began = now()
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        )
         took = now() - began
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(map(str, command))}: status {done.returncode}: {done.stderr.strip()[-300:]}")

@@ -131,7 +131,6 @@ async def a_redrive_over_a_kill_counts_right(world: WiredWorld) -> None:
         got = await engine.pull("g", 300, 30.0)
         seen |= set(texts(got))
         await finish(engine, got)
-    await handled(world, engine, "g")
     assert await engine.dead_letters("g") == []
 
 
