@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import cProfile
-import io
 import itertools
 import json
 import os
-import pstats
 from collections.abc import Mapping
 from pathlib import Path
 
+from . import profiling
 from .job import Job, now
 from .proc import cpu_seconds, memory_mb
 
@@ -50,7 +49,7 @@ class Meter:
         clocks = self._clocks()
         if self._profiler:
             self._profiler.disable()
-            write_profile(self._profiler, Path(self._job.profile))
+            profiling.write(self._profiler, Path(self._job.profile))
         wall, worker, broker = (end - begin for end, begin in zip(clocks, self._began, strict=True))
         messages = self._job.count - self._mark
         resident, peak = memory_mb(os.getpid())
@@ -76,11 +75,3 @@ def percentile(ordered: list[float], part: float) -> float:
 def tell(what: Mapping[str, float]) -> None:
     """One line of JSON for the process that measures."""
     print(json.dumps(what), flush=True)
-
-
-def write_profile(profiler: cProfile.Profile, file: Path) -> None:
-    text = io.StringIO()
-    stats = pstats.Stats(profiler, stream=text)
-    for order in ("tottime", "cumulative"):
-        stats.sort_stats(order).print_stats(40)
-    file.write_text(text.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -97,16 +98,22 @@ async def body_of(request: Request) -> bytes:
 def item_in(body: bytes) -> str:
     """The text of the item in a request's body, trimmed; unknown fields are ignored."""
     try:
-        item = msgspec.json.decode(body, type=Form).item.strip()
+        item = msgspec.convert(json.loads(body.decode(), parse_constant=refuse_constant), Form).item.strip()
     except msgspec.ValidationError as error:
         raise HTTPException(400, f'send {{"item": "text"}}: {error}') from error
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"the body is not JSON in UTF-8: {error}") from error
-    if not item:
-        raise HTTPException(400, "the item is empty")
+        raise HTTPException(400, f"the body is not JSON: {error}") from error
+    if not any(character.isprintable() and not character.isspace() for character in item):
+        raise HTTPException(400, "the item is empty: it shows no character")
     if len(item) > LONGEST:
         raise HTTPException(400, f"the item has {len(item)} characters, the most are {LONGEST}")
     return item
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def number(request: Request, name: str) -> int | None:

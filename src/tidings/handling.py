@@ -25,7 +25,7 @@ from .engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Re
 from .errors import DecodeError
 from .events import EventSpec, spec_of
 from .message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
-from .outage import away
+from .outage import Away, away
 from .publisher import Publisher
 from .registry import Handler, Plan, Provider
 from .retry import Reject, RetryLater, RetryPolicy
@@ -41,6 +41,7 @@ in_transaction: contextvars.ContextVar[bool] = contextvars.ContextVar("tidings_i
 
 RERUNS: Final = 5
 """Runs more that a transaction gets within one delivery when it lost against another one."""
+_COMMIT_LIMIT = 30.0
 _MOST_TRACEBACK = 8_000
 _HOST = socket.gethostname()
 _threads = Threads()  # of plain handlers without a transaction
@@ -106,6 +107,9 @@ class Handling:
                 if is_stopping():
                     raise
                 return self.failed(delivery, _CancelledItself(self.handler.name, error)), []
+            except SystemExit as error:
+                # Let out, it would end the event loop and leave a process that lives and does nothing.
+                return self.failed(delivery, _ExitedItself(self.handler.name, error)), []
             except Exception as error:
                 return self._judged(delivery, error), []
 
@@ -168,11 +172,20 @@ class Handling:
                     return []
                 result = await self._call(message, unit)
             staged = self._follow_ups(result, message)
-            await unit.stage(staged)
-            if self.clock.monotonic() >= delivery.deadline:
-                raise LeaseLost
-            await unit.commit()
+            await self._commit(unit, staged, delivery)
             return staged
+
+    async def _commit(self, unit: Unit, staged: list[Outgoing], delivery: Delivery) -> None:
+        """A database that does not answer must not keep the message for as long as its lease is renewed."""
+        try:
+            async with time_limit(self.clock, _COMMIT_LIMIT):
+                await unit.stage(staged)
+                if self.clock.monotonic() >= delivery.deadline:
+                    raise LeaseLost
+                await unit.commit()
+        except TimeUp:
+            silent = TimeoutError(f"the database has not answered the commit for {_COMMIT_LIMIT:g} s")
+            raise Away(silent, sure=True) from None
 
     async def _call(self, message: Message[Any], unit: Unit | None) -> Any:
         async with AsyncExitStack() as stack:
@@ -261,6 +274,13 @@ class Expired(Exception):
         )
 
 
+class _ExitedItself(Exception):
+    """The handler called `sys.exit`."""
+
+    def __init__(self, handler: str, error: SystemExit) -> None:
+        super().__init__(f"{handler} called sys.exit({error.code!r}): a handler returns or raises an exception")
+
+
 class _CancelledItself(Exception):
     """A `CancelledError` out of the handler although nobody cancelled the handler: an error like any other. Handed
     back as if the worker stopped, the message would come again at once, for ever."""
@@ -270,7 +290,11 @@ class _CancelledItself(Exception):
         self.__cause__ = error
 
 
-_SHOWN_AS: dict[type[BaseException], str] = {TimeUp: "TimeoutError", _CancelledItself: "CancelledError"}
+_SHOWN_AS: dict[type[BaseException], str] = {
+    TimeUp: "TimeoutError",
+    _CancelledItself: "CancelledError",
+    _ExitedItself: "SystemExit",
+}
 
 
 def is_stopping() -> bool:

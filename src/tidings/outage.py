@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from .clock import Clock
 from .engine import Delivery
-from .errors import EngineError, NoResponder
+from .errors import EngineUnavailable, NoResponder, StoreFull, Unconfirmed
 from .unit import Units
 
 log = logging.getLogger("tidings.worker")
@@ -34,6 +34,7 @@ MOST: Final = 5.0
 _MOST_TURNS: Final = 12
 """Probes for which a message that has failed is out of the way, at most."""
 _REMEMBERED: Final = 10_000
+_ENGINE_AWAY: Final = (EngineUnavailable, StoreFull, Unconfirmed)
 
 
 class Away(Exception):
@@ -47,7 +48,7 @@ class Away(Exception):
 
 def away(error: Exception, units: Units | None) -> Away | None:
     """The error as one of the environment, or None if it is the message's or the handler's."""
-    if isinstance(error, EngineError) or (units is not None and units.transient(error)):
+    if isinstance(error, _ENGINE_AWAY) or (units is not None and units.transient(error)):
         return Away(error, sure=True)
     return Away(error, sure=False) if isinstance(error, ConnectionError | NoResponder) else None
 

@@ -85,10 +85,20 @@ class Worker:
             await self._end_running()
             # Leases that are renewed no more bound the wait for an engine that cannot settle.
             await ended(self._leases)
-            await self._hands.settled()
+            await self._settled()
         finally:
             await ended(self._leases)
             await ended(self._settling)
+
+    async def _settled(self) -> None:
+        """Wait for the last outcomes, unless what settles them has ended (the loop is being torn down)."""
+        waiter = asyncio.create_task(self._hands.settled())
+        try:
+            await asyncio.wait(
+                {waiter, self._settling} if self._settling else {waiter}, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiter.cancel()
 
     async def _end_running(self) -> None:
         running = {task: delivery for group in self._groups for task, delivery in group.running.items()}

@@ -41,12 +41,16 @@ def test_the_examples_run_and_print_what_is_shown(tmp_path: Path) -> None:
             printed = run(step, tmp_path, environment)
             if step.runs_on:
                 printed = in_the_order_of(step.shown, printed)
-            assert re.search(pattern(step.shown), printed), f"$ {step.typed}\nshown:\n{step.shown}\nprinted:\n{printed}"
+            assert re.fullmatch(pattern(step.shown), printed), as_text(step, printed)
             ran += 1
         else:
             name, text = step
             (tmp_path / name).write_text(text, encoding="utf-8")
     assert ran >= 5
+
+
+def as_text(command: Command, printed: str) -> str:
+    return f"$ {command.typed}\nshown:\n{command.shown}\nprinted:\n{printed}"
 
 
 def steps(text: str) -> Iterator[Command | tuple[str, str]]:
@@ -105,4 +109,4 @@ def in_the_order_of(shown: str, printed: str) -> str:
 def pattern(shown: str) -> str:
     """A regular expression for what is shown; `…` stands for anything in a line."""
     lines = [".*".join(re.escape(part) for part in line.split("…")) for line in shown.splitlines()]
-    return "^" + "\n".join(rf"{line}\s*?" for line in lines)
+    return "\n".join(rf"{line} *" for line in lines) + r"\s*"

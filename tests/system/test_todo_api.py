@@ -57,7 +57,7 @@ async def test_every_text_up_to_256_characters_is_an_item(tmp_path: Path, item: 
         pytest.param(b'{"item": NaN}', "not JSON", id="NaN"),
         pytest.param(b'{"item": "\xff\xfe"}', "UTF-8", id="bad UTF-8"),
         pytest.param('{"item": "milk"}'.encode("utf-16"), "UTF-8", id="UTF-16"),
-        pytest.param(b'{"item": "a\\ud800"}', "not JSON", id="lone surrogate"),
+        pytest.param(b'{"item": "a\\ud800"}', "surrogates", id="lone surrogate"),
         pytest.param(b'{"item": "a\\u0000b"}', "NUL", id="NUL"),
         pytest.param(b'{"x": ' + b"[" * 15_000 + b"]" * 1, "not JSON", id="deep"),
         pytest.param(b'["milk"]', "array", id="array"),
@@ -70,6 +70,7 @@ async def test_every_text_up_to_256_characters_is_an_item(tmp_path: Path, item: 
         pytest.param(b'{"item": ["milk"]}', "array", id="list item"),
         pytest.param(b'{"item": ""}', "empty", id="empty"),
         pytest.param(b'{"item": " \\t\\n\\u3000 "}', "empty", id="blank"),
+        pytest.param(b'{"item": "\\u200b\\u2003"}', "empty", id="blank to the eye"),
         pytest.param(b'{"item": "%s"}' % (b"x" * 257), "257", id="257 characters"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import sys
 import threading
 from typing import Any
 
@@ -315,3 +316,38 @@ async def test_a_thread_over_its_time_is_retried_and_reported(caplog: pytest.Log
     finally:
         go.set()
     assert "a thread cannot be stopped: " in caplog.text
+
+
+async def test_a_handler_that_exits_is_an_attempt_that_failed() -> None:
+    """`sys.exit` in a handler, async or in a thread, ends neither the worker nor the messages behind it."""
+    bus = new_bus()
+    handled: list[str] = []
+
+    @bus.on(New, group="leaves")
+    async def leave(new: New) -> None:
+        if new.item == "bad":
+            sys.exit(3)
+        handled.append(new.item)
+
+    @bus.on(New, group="leaves-in-a-thread")
+    def leave_in_a_thread(new: New) -> None:
+        if new.item == "bad":
+            sys.exit(3)
+        handled.append(new.item)
+
+    letters = await died(bus, New(item="bad"), New(item="good"))
+    assert handled == ["good", "good"]
+    assert [(letter.failure.error, letter.attempts) for letter in letters] == [("SystemExit", 3)] * 2
+    assert "called sys.exit(3)" in letters[0].failure.message
+
+
+async def test_engine_errors_of_the_handlers_own_making_count() -> None:
+    """Only an engine that is away burns no attempt; a conflict that the handler ran into is its own failure."""
+    bus = new_bus()
+
+    @bus.on(New, group="conflicts")
+    async def conflict(new: New) -> None:
+        raise tidings.Conflict("mine")
+
+    [letter] = await died(bus, New())
+    assert (letter.reason, letter.failure.error, letter.attempts) == ("handler_error", "Conflict", 3)

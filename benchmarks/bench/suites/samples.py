@@ -12,6 +12,10 @@ SLOW = ("celery-redis", "dramatiq-redis")
 """Thousands of messages less, so that a round does not wait for them."""
 
 
+MORE = 1024
+"""Messages stored beyond those that are counted: nobody's last batch has to wait for its time to fill up."""
+
+
 def share(contender: str, count: int) -> int:
     return count // 10 if contender in SLOW else count
 
@@ -19,9 +23,11 @@ def share(contender: str, count: int) -> int:
 def handled(
     contender: str, count: int, *, size: int = 128, waiting: int = 0, other_groups: int = 0, profile: str = ""
 ) -> Sample:
-    """Store messages first (at least `waiting`), then start one worker process and let it handle `count` of them."""
+    """Store more messages (at least `waiting`), then start one worker process and let it handle `count` of them."""
     with broker(ABOUT[contender].broker) as server:
-        fill = Job(contender, "fill", server.url, server.pid, max(count, waiting), size=size, other_groups=other_groups)
+        fill = Job(
+            contender, "fill", server.url, server.pid, max(count + MORE, waiting), size=size, other_groups=other_groups
+        )
         run(fill)
         work = Job(
             contender, "work", server.url, server.pid, count, size=size, other_groups=other_groups, profile=profile
