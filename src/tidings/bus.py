@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from .claims import Start
 from .clock import Clock, SystemClock
 from .codec import codec_for
 from .engine import Engine
@@ -16,13 +17,13 @@ from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
 from .handling import in_transaction
 from .message import encode_header
-from .outbox import SessionOutbox
 from .publisher import Receipt
-from .registry import Handler, HandlerOptions, Provider, Registry, Start, filters_of
+from .registry import Handler, HandlerOptions, Provider, Registry, filters_of
 from .retry import RetryPolicy
 from .running import Running
 from .schedule import CatchUp, Schedule, Timing
 from .settings import Settings, load, override
+from .staging import SessionOutbox
 from .subjects import check_filter, check_subject, matches
 from .sync import SyncPublisher
 from .versions import Upcaster

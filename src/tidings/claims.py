@@ -13,14 +13,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from .engine import KEEP_LEASE, Claim, Engine, Entry, Group, GroupState, Skip
 from .errors import ConfigError, Conflict, EngineError
-from .registry import Start
 from .subjects import covers, matches, overlap
+
+Start = Literal["unclaimed", "latest", "earliest"]
+"""Where a new group begins, by name; a time is the other way to say it."""
 
 _KEY: Final = "claims"
 _LAYOUT: Final = 1

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from .claims import Start
 from .codec import codec_for
 from .errors import ConfigError
 from .events import EventSpec, spec_of
@@ -28,8 +29,6 @@ from .versions import Upcasters
 
 if TYPE_CHECKING:
     from .schedule import Schedule
-
-Start = Literal["unclaimed", "latest", "earliest"]
 
 
 _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

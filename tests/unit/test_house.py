@@ -39,7 +39,7 @@ LAYERS = (
         "rate",
     ),  # the life of a message
     ("requests", "channels", "live", "deadletters", "replay", "processes", "asyncapi"),  # one feature, one file
-    ("push", "sync", "running", "bus"),  # one object that holds it all
+    ("push", "sync", "staging", "running", "bus"),  # one object that holds it all
     ("testing", "pytest_plugin", "conformance", "doctor", "demo", "cli", "__main__"),  # what users touch
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
