@@ -317,7 +317,7 @@ class Link:
             except Exception as error:
                 if not isinstance(error, EngineError):
                     log.exception("where the servers are could not be found out")
-                self.last_problem = str(error)
+                self.last_problem = _telling(str(error), self.last_problem)
                 if isinstance(error, StoreFull):
                     self._full.set()
                 else:
@@ -412,6 +412,13 @@ class Link:
             f"no NATS server can be used at the moment ({self.last_problem or 'not connected'}): "
             "is it running, and are address, user and password right?"
         )
+
+
+def _telling(problem: str, before: str) -> str:
+    """The problem to tell. A server that refuses a user says so and hangs up, and what it said is often lost on the
+    way: a connection that was merely reset does not replace the reason heard at an earlier try."""
+    refused = "authorization" in before.lower() and "reset by peer" in problem.lower()
+    return before if refused else problem
 
 
 async def _first(patience: float, *events: asyncio.Event) -> None:
