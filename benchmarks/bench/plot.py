@@ -9,7 +9,7 @@ from textwrap import wrap
 from .benchmark import Benchmark, Measured
 from .report import number
 
-WIDTH, LABEL, ROW = 960, 330, 24
+WIDTH, LABEL, ROW = 1000, 370, 24
 BARS = WIDTH - LABEL - 190
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }

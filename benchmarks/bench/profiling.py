@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 AREAS = {
-    "nats/aio/client.py": "nats-py: headers, dispatch, publish",
-    "nats/": "nats-py: protocol parser and the rest",
-    "tidings/engines/nats/": "tidings: NATS engine (pull, wire, settle)",
-    "tidings/worker.py": "tidings: worker (a task per message, hands)",
-    "tidings/handling.py": "tidings: handling",
-    "tidings/": "tidings: the rest (message, clock, logs, …)",
-    "bench/": "the handler and its meter",
+    "site-packages/nats/aio/client.py": "nats-py: headers, dispatch, publish",
+    "site-packages/nats/": "nats-py: protocol parser and the rest",
+    "src/tidings/engines/nats/": "tidings: NATS engine (pull, wire, settle)",
+    "src/tidings/worker.py": "tidings: worker (a task per message, hands)",
+    "src/tidings/handling.py": "tidings: handling",
+    "src/tidings/": "tidings: the rest (message, clock, logs, …)",
+    "benchmarks/bench/": "the handler and its meter",
     "asyncio/": "asyncio: tasks, timers, callbacks",
     "contextlib.py": "contextlib",
 }

@@ -95,6 +95,9 @@ def _folder(folder: Path) -> Finding:
     state = "it will be made" if there != folder else "writable"
     if not there.is_dir():
         return Finding("folder", "fail", f"{there} is no folder", "Choose another: --url embedded:DIR")
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        text = f"{there} is on a read-only file system"
+        return Finding("folder", "fail", text, "Mount it writable, or choose a folder elsewhere: --url embedded:DIR")
     owner = there.stat().st_uid
     if there == folder and owner != os.geteuid():
         text = f"{folder} belongs to user {owner}, this is user {os.geteuid()}"
@@ -126,7 +129,7 @@ async def _engine(place: Place, stack: AsyncExitStack) -> AsyncIterator[Finding]
         yield Finding("engine", "fail", f"no broker runs in {folder}", "Start the system: tidings up, or tidings demo")
         return
     try:
-        engine = await engines.connect(place, stack, roots=("events.>",), clock=SystemClock())
+        engine = await engines.connect(place, stack, roots=("events.>",), clock=SystemClock(), mode="look")
         yield Finding("engine", "ok", engine.description)
         for finding in [*await _groups(engine), *await _messages(engine)]:
             yield finding

@@ -9,7 +9,8 @@
     ├── PublishInTransaction   `bus.publish` inside a handler whose transaction it would not belong to
     ├── EngineError
     │   ├── EngineUnavailable  nobody answers at the engine's address, or it cannot be used as it is
-    │   │   └── BrokerError    the embedded broker could not be started
+    │   │   ├── BrokerError    the embedded broker could not be started
+    │   │   └── NoNamespace    it answers, but nothing of this name was ever made there
     │   ├── Unconfirmed        no answer in time: the message may be stored or not; repeat with the same id
     │   ├── StoreFull          the engine refuses to store more
     │   ├── Conflict           somebody else changed it first, or it exists with another shape
@@ -95,6 +96,10 @@ class EngineUnavailable(EngineError):
 
 class BrokerError(EngineUnavailable):
     """The embedded broker could not be found or started. The text quotes its log."""
+
+
+class NoNamespace(EngineUnavailable):
+    """Who only looks found nothing to look at: no namespace of this name, or a folder in which no broker has run."""
 
 
 class Unconfirmed(EngineError):

@@ -27,7 +27,8 @@ UNUSABLE: Final = 2
 
 FIRST_PAUSE: Final = 0.2  # seconds before the first restart, doubled with each
 MOST_PAUSE: Final = 10.0
-CALM: Final = 10.0  # seconds of life after which a restart counts as the first again
+CALM: Final = 1.0
+"""Seconds of life after which a restart counts as the first again, for a program that had told that it is ready."""
 _LONGEST_LINE: Final = 64 * 1024
 _LAST_WORDS: Final = 1.0  # seconds in which the output of an ended child is still read
 
@@ -58,6 +59,7 @@ class Child:
         self.program = program
         self.ready = asyncio.Event()
         """Set once it has been ready for the first time."""
+        self._was_ready = False
         self.restarts = 0
         self._say = say
         self._process: asyncio.subprocess.Process | None = None
@@ -80,7 +82,7 @@ class Child:
             if code == UNUSABLE and not self.ready.is_set():
                 self.tell("it cannot work like this: see above")
                 return code
-            if time.monotonic() - began >= CALM:
+            if self._was_ready and time.monotonic() - began >= CALM:
                 pause = FIRST_PAUSE
             self.tell(f"{describe(code)}; starting it again in {pause:g} s")
             with contextlib.suppress(TimeoutError):
@@ -113,6 +115,7 @@ class Child:
     async def _live(self) -> int:
         """One life: start, pass on what it says, wait for its end. Cancelled, it kills."""
         ours, theirs = socket.socketpair()
+        self._was_ready = False
         with ours:
             try:
                 process = self._process = await self._spawn(theirs.fileno())
@@ -127,7 +130,7 @@ class Child:
             said = asyncio.create_task(self._pass_on(process.stdout))
             try:
                 code = await process.wait()
-                await asyncio.wait({said}, timeout=_LAST_WORDS)
+                await asyncio.wait({told, said}, timeout=_LAST_WORDS)
                 return code
             finally:
                 self._kill()  # only if we were cancelled is there anything to kill
@@ -151,6 +154,7 @@ class Child:
         ours.setblocking(False)
         with contextlib.suppress(OSError):
             if (await asyncio.get_running_loop().sock_recv(ours, len(lifeline.READY))) == lifeline.READY:
+                self._was_ready = True
                 self.ready.set()
 
     async def _pass_on(self, output: asyncio.StreamReader | None) -> None:

@@ -112,6 +112,7 @@ def test_pub_refuses_a_slip_of_json(shell: Shell) -> None:
 def test_pub_outside_the_roots_is_live(shell: Shell) -> None:
     """A channel takes any text, stores nothing, and it is told that nobody heard."""
     result = shell("pub", "channel21", "ping", "--count", "2")
+    assert result.exit_code == 5
     assert result.stdout == "nobody listening\n" * 2
     assert result.stderr == ""
     assert shell.json("stats")["messages"] == 0
@@ -384,6 +385,24 @@ def test_explain_says_why_for_each_group(shell: Shell) -> None:
     groups = shell.json("explain", "1")["groups"]
     assert groups["save"]["state"] == "done"
     assert groups["other"] == {"state": "not wanted", "detail": "it listens to events.b"}
+
+
+def test_explain_shows_the_beginning_of_a_long_error(shell: Shell) -> None:
+    """The table stays a table: the first line of what the handler said, cut behind a word; JSON has all of it."""
+    shell.declare("save")
+    shell.publish(b"1")
+    said = f"no room for {'many words ' * 40}\nline two"
+
+    async def die(engine: MemoryEngine) -> None:
+        (delivery,) = await engine.pull("save", 1, 0.0)
+        await engine.settle([Dead(delivery, "handler_error", Failure("ValueError", said))])
+
+    shell.play(die)
+    (row,) = [line for line in shell("explain", "1").stdout.splitlines() if line.startswith("save")]
+    assert "no room for many" in row
+    assert row.endswith(("many …", "words …"))
+    assert len(row) < 130
+    assert said in shell.json("explain", "1")["groups"]["save"]["detail"]
 
 
 def test_explain_finds_a_message_by_its_id(shell: Shell) -> None:

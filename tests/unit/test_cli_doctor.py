@@ -6,11 +6,13 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+from mounted import tmpfs
 from tidings.doctor import Finding, examine
 from tidings.embedded import binary
 
@@ -79,6 +81,17 @@ async def test_a_folder_that_is_not_writable(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     finding = await found(tmp_path, "folder")
     assert (finding.state, "chmod u+rwx" in finding.mend) == ("fail", True)
+
+
+@pytest.mark.mount
+async def test_a_folder_on_a_read_only_disk(tmp_path: Path) -> None:
+    """Rights are not what is wrong, and no change of them is advised."""
+    with tmpfs(tmp_path / "disk", 1) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        finding = await found(disk / "data", "folder")
+    assert finding.state == "fail"
+    assert "read-only" in finding.text
+    assert "chmod" not in finding.mend
 
 
 async def test_a_database_without_our_tables(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import logging
 import subprocess
 import sys
@@ -67,6 +69,7 @@ def test_every_group_of_commands_explains_its_members() -> None:
         (errors.DatabaseError("x"), 4),
         (errors.DatabaseBehind("x"), 1),
         (NotFound("x"), 5),
+        (errors.NoNamespace("x"), 5),
         (errors.NoResponder("x"), 5),
         (errors.RequestTimeout("x", 1), 5),
         (RuntimeError("x"), 1),
@@ -75,6 +78,33 @@ def test_every_group_of_commands_explains_its_members() -> None:
 def test_exit_codes(error: Exception, code: int) -> None:
     """Scripts can tell what happened by the exit code alone."""
     assert code_of(error) == code
+
+
+def test_a_group_of_one_error_is_shown_as_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks that run side by side raise groups; a person sees what went wrong, and a pipe that was closed ends it."""
+    told, closed = errors.EngineUnavailable("nobody answers at host"), BrokenPipeError(errno.EPIPE, "closed")
+
+    def fail(error: Exception) -> Result:
+        def load() -> None:
+            raise ExceptionGroup("unhandled errors in a TaskGroup", [ExceptionGroup("more", [error])])
+
+        monkeypatch.setattr("tidings.cli.options.settings", load)
+        return tidings("url")
+
+    result = fail(told)
+    assert (result.exit_code, result.stderr) == (4, "error: nobody answers at host\n")
+    result = fail(closed)
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+def test_an_error_in_the_settings_is_all_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2 and the setting's name; no work was begun that nobody awaits (warnings are errors here)."""
+    monkeypatch.setenv("TIDINGS_LOG_LEVEL", "loud")
+    result = tidings("stats")
+    gc.collect()
+    assert result.exit_code == 2
+    assert "TIDINGS_LOG_LEVEL" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_error_is_a_sentence(tmp_path: Path) -> None:

@@ -116,8 +116,30 @@ async def test_restarts_come_ever_more_slowly() -> None:
 async def test_a_life_of_some_length_makes_the_pause_short_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pause counts failures in a row, not failures of a whole day."""
     monkeypatch.setattr(processes, "CALM", 0.0)
+    async with running(script("a", f"{READY}; raise SystemExit(1)")) as (_, heard):
+        await heard.until("ended with exit code 1", times=3)
+    assert {line.split(" in ")[1] for _, line in heard.lines if "again" in line} == {"0.2 s"}
+
+
+async def test_a_long_life_that_was_never_ready_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs long to find out that it cannot start is still tried ever more slowly."""
+    monkeypatch.setattr(processes, "CALM", 0.0)
     async with running(script("a", "raise SystemExit(1)")) as (_, heard):
         await heard.until("ended with exit code 1", times=3)
+    assert [line.split(" in ")[1] for _, line in heard.lines if "again" in line] == ["0.2 s", "0.4 s", "0.8 s"]
+
+
+async def test_who_is_killed_again_and_again_comes_back_at_once() -> None:
+    """A worker that had worked for a second is replaced after the first pause, every time."""
+    works_a_while = f"{READY}; import time; time.sleep(1.1); print('at work', flush=True)"
+    async with running(waiting("a", works_a_while)) as (children, heard):
+        (child,) = children
+        for n in range(1, 4):
+            await heard.until("at work", times=n)
+            killed = child.pid
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
+            await heard.until("was killed by SIGKILL", times=n)
     assert {line.split(" in ")[1] for _, line in heard.lines if "again" in line} == {"0.2 s"}
 
 

@@ -12,7 +12,11 @@ from .samples import handled
 def cases(quick: bool) -> list[Case]:
     count = 3_000 if quick else 20_000
     return [
-        Case(f"{ABOUT[name].title}, {total} groups", partial(handled, name, count, other_groups=total - 1), name)
+        Case(
+            f"{ABOUT[name].title}, {total} group{'s'[: total - 1]}",
+            partial(handled, name, count, other_groups=total - 1),
+            name,
+        )
         for name in ("tidings", "nats-callback")
         for total in ((1, 50) if quick else (1, 5, 10, 25, 50))
     ]

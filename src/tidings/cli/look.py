@@ -124,7 +124,8 @@ def explain(message: str, as_json: bool) -> None:
     output.put(f"{entry.subject}, position {entry.position}, id {_id(entry)}, stored {output.moment(entry.time)}")
     if all(state.state == "not wanted" for state in states.values()):
         output.say("no group wants it")
-    output.table(("GROUP", "STATE", "WHY"), [(name, state.state, state.detail) for name, state in states.items()])
+    rows = [(name, state.state, output.brief(state.detail)) for name, state in states.items()]
+    output.table(("GROUP", "STATE", "WHY"), rows)
 
 
 def _id(entry: Entry) -> str:

@@ -94,6 +94,15 @@ def body_fields(body: bytes) -> dict[str, Any]:
         return {"base64": base64.b64encode(body).decode("ascii")}
 
 
+def brief(text: str, width: int = 100) -> str:
+    """The first line of a text, cut behind a word where it is long."""
+    line, _, more = text.partition("\n")
+    if len(line) <= width:
+        return f"{line} …" if more.strip() else line
+    cut = line[:width]
+    return f"{cut.rpartition(' ')[0] or cut} …"
+
+
 def fit(line: str) -> str:
     """Cut to the terminal's width; in a pipe everything stays."""
     if not sys.stdout.isatty():

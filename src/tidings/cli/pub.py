@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import click
+import msgspec
 
 from ..clock import SystemClock
 from ..engine import Engine
@@ -18,7 +19,8 @@ from ..registry import Registry
 from ..settings import duration
 from ..subjects import check_subject, matches
 from . import options, output
-from .session import run, session
+from .root import NOT_FOUND
+from .session import own, roots, run, session
 
 _SOURCE = "tidings-cli"
 _BATCH = 500
@@ -40,25 +42,39 @@ def pub(subject: str, body: str | None, count: int, interval: str, as_json: bool
 
     Below events. it is an event: stored, and handled by every group that wants it. Its body is JSON (without BODY:
     {}); plain words become a JSON text. Every other subject is a live channel: who listens now hears it, any text
-    will do, nothing is stored.
+    will do, nothing is stored. Exit code 5 if nobody heard any of it.
 
     \b
     tidings pub events.todo.newitem '{"item": "write the docs"}'
     tidings pub channel21 ping --count 50 --interval 5s
     """
     check_subject(subject)
-    durable = any(matches(root, subject) for root in options.settings().roots)
     wanted = {name: value for name, value in given.items() if value is not None}
-    if wanted and not durable:
-        raise click.UsageError(f"--{next(iter(wanted))} is for stored events; {subject!r} is a live channel")
     if given["id"] is not None and count > 1:
         raise click.UsageError("one --id is stored once: leave out --count, or the id")
     text = sys.stdin.read() if body == "-" else body
-    pause = duration(interval)
-    if durable:
-        run(_store(subject, event_body(text), count, pause, wanted, as_json))
-    else:
-        run(_tell(subject, (text or "").encode("utf-8", "surrogateescape"), count, pause, as_json))
+    run(_publish(subject, text, Rhythm(count, duration(interval)), wanted, as_json))
+
+
+class Rhythm(msgspec.Struct, frozen=True):
+    """How many times, and the pause between two in seconds."""
+
+    count: int
+    pause: float
+
+
+async def _publish(subject: str, text: str | None, rhythm: Rhythm, wanted: dict[str, str], as_json: bool) -> None:
+    expected = any(matches(root, subject) for root in options.settings().roots)
+    value = event_body(text) if expected else None  # a slip is told before anything is started
+    async with session(make=expected or (own() and not wanted)) as engine:
+        # The namespace decides, its roots may be others than ours; what we took for an event is never just said.
+        if expected or any(matches(root, subject) for root in roots(engine)):
+            value = value if expected else event_body(text)
+            await _store(engine, subject, value, rhythm, wanted, as_json)
+        elif wanted:
+            raise click.UsageError(f"--{next(iter(wanted))} is for stored events; {subject!r} is a live channel")
+        else:
+            await _tell(engine, subject, (text or "").encode("utf-8", "surrogateescape"), rhythm, as_json)
 
 
 def event_body(text: str | None) -> Any:
@@ -75,26 +91,27 @@ def event_body(text: str | None) -> Any:
     return text
 
 
-async def _store(subject: str, value: Any, count: int, pause: float, wanted: dict[str, str], as_json: bool) -> None:
+async def _store(
+    engine: Engine, subject: str, value: Any, rhythm: Rhythm, wanted: dict[str, str], as_json: bool
+) -> None:
     more: dict[str, Any] = {
         name: duration(value) if name in ("delay", "expires") else value for name, value in wanted.items()
     }
-    async with session() as engine:
-        publisher = Publisher(engine, Registry(), source=_SOURCE, roots=options.settings().roots, clock=SystemClock())
-        done = 0
-        while done < count:
-            size = 1 if pause else min(_BATCH, count - done)
-            messages = [publisher.compose(subject, value, **more) for _ in range(size)]
-            try:
-                receipts = await publisher.send(messages)
-            except Unconfirmed as error:
-                ids = " ".join(f"--id {message.id}" for message in messages[:3])
-                raise Unconfirmed(f"{error}; publishing again with {ids} stores nothing twice") from error
-            for receipt in receipts:
-                _show(receipt, as_json)
-            done += size
-            if pause and done < count:
-                await asyncio.sleep(pause)
+    publisher = Publisher(engine, Registry(), source=_SOURCE, roots=roots(engine), clock=SystemClock())
+    done = 0
+    while done < rhythm.count:
+        size = 1 if rhythm.pause else min(_BATCH, rhythm.count - done)
+        messages = [publisher.compose(subject, value, **more) for _ in range(size)]
+        try:
+            receipts = await publisher.send(messages)
+        except Unconfirmed as error:
+            ids = " ".join(f"--id {message.id}" for message in messages[:3])
+            raise Unconfirmed(f"{error}; publishing again with {ids} stores nothing twice") from error
+        for receipt in receipts:
+            _show(receipt, as_json)
+        done += size
+        if rhythm.pause and done < rhythm.count:
+            await asyncio.sleep(rhythm.pause)
 
 
 def _show(receipt: Receipt, as_json: bool) -> None:
@@ -110,16 +127,20 @@ def _show(receipt: Receipt, as_json: bool) -> None:
         output.put(f"stored until its time, id {receipt.id}")
 
 
-async def _tell(channel: str, body: bytes, count: int, pause: float, as_json: bool) -> None:
-    async with session() as engine:
-        for done in range(count):
-            if done and pause:
-                await asyncio.sleep(pause)
-            heard = await _broadcast(engine, channel, body)
-            if as_json:
-                output.put_json({"channel": channel, "heard": heard})
-            else:
-                output.put(_heard(heard))
+async def _tell(engine: Engine, channel: str, body: bytes, rhythm: Rhythm, as_json: bool) -> None:
+    """Say it; an error at the end if nobody heard any of it, which is more often a slip than meant."""
+    unheard = True
+    for done in range(rhythm.count):
+        if done and rhythm.pause:
+            await asyncio.sleep(rhythm.pause)
+        heard = await _broadcast(engine, channel, body)
+        unheard = unheard and heard is not None and not heard
+        if as_json:
+            output.put_json({"channel": channel, "heard": heard})
+        else:
+            output.put(_heard(heard))
+    if unheard:
+        raise click.exceptions.Exit(NOT_FOUND)
 
 
 async def _broadcast(engine: Engine, channel: str, body: bytes) -> int | bool | None:

@@ -89,9 +89,19 @@ class Commands(click.Group):
             click.echo(err=True)
             ctx.exit(INTERRUPTED)
         except Exception as error:
+            alone = _alone(error)
+            if isinstance(alone, click.ClickException | click.exceptions.Exit | BrokenPipeError):
+                raise alone from None
             if options.debugging(ctx):
                 traceback.print_exc()
-            raise Failure(sentence(error), code_of(error)) from None
+            raise Failure(sentence(alone), code_of(alone)) from None
+
+
+def _alone(error: Exception) -> Exception:
+    """The one error in a group of one; tasks that run side by side raise groups."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def sentence(error: BaseException) -> str:
@@ -109,10 +119,10 @@ def code_of(error: BaseException) -> int:
         return PARTLY
     if isinstance(error, errors.DatabaseBehind):
         return FAILED
+    if isinstance(error, NotFound | errors.NoNamespace | errors.NoResponder | errors.RequestTimeout):
+        return NOT_FOUND
     if isinstance(error, errors.EngineUnavailable | errors.DatabaseError) or _is_of_database(error):
         return UNREACHABLE
-    if isinstance(error, NotFound | errors.NoResponder | errors.RequestTimeout):
-        return NOT_FOUND
     return FAILED
 
 

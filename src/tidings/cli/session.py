@@ -20,8 +20,11 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def session(user: User = "work") -> AsyncIterator[Engine]:
+async def session(user: User = "work", *, make: bool = False) -> AsyncIterator[Engine]:
     """The engine of the settings, connected. An embedded broker that does not run is started for that long.
+
+    With `make` also one that has no data yet, and a namespace where there is none. One that is there is taken as it
+    is: no command changes its roots.
 
     A `MemoryStore` given to the command line as `obj=` is what `memory:` means then; without one it is refused.
     """
@@ -31,9 +34,29 @@ async def session(user: User = "work") -> AsyncIterator[Engine]:
     if place.kind == "memory" and store is None:
         raise ConfigError("memory: lives inside one process, the command line cannot see into it: use embedded:")
     async with AsyncExitStack() as stack:
-        engine = await engines.connect(place, stack, roots=current.roots, clock=SystemClock(), store=store, user=user)
+        engine = await engines.connect(
+            place,
+            stack,
+            roots=current.roots,
+            clock=SystemClock(),
+            store=store,
+            user=user,
+            mode="join" if make else "look",
+        )
         await claims.load(engine)  # refuses the layout of another version before anything is touched
         yield engine
+
+
+def own() -> bool:
+    """Whether the engine is this project's own broker, where making a namespace takes nothing from anybody."""
+    current = settings()
+    return engines.parse(current.url, current.namespace).kind == "embedded"
+
+
+def roots(engine: Engine) -> tuple[str, ...]:
+    """What is stored on this engine: the roots of its namespace; in memory, those of the settings."""
+    found: tuple[str, ...] = getattr(engine, "roots", ())
+    return found or settings().roots
 
 
 def namespace() -> str:
@@ -44,5 +67,9 @@ def namespace() -> str:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work in an event loop; Ctrl-C cancels it."""
-    configure_logs()
+    try:
+        configure_logs()
+    except BaseException:
+        work.close()
+        raise
     return asyncio.run(work)

@@ -21,7 +21,7 @@ from ..retention import position_at
 from ..settings import duration
 from ..subjects import check_filter, covers, overlap
 from . import options, output
-from .session import namespace, run, session
+from .session import namespace, own, roots, run, session
 
 _PAGE: Final = 200
 _WAIT: Final = 30.0
@@ -62,19 +62,16 @@ def tail(
     tidings tail channel21
     """
     chosen = [check_filter(filter) for filter in filters]
-    stored, channels = split(chosen or list(options.settings().roots), live)
     if live and not chosen:
         raise click.UsageError("--live needs the channels to listen to: tidings tail --live 'prices.*'")
-    if no_follow and not stored:
-        raise click.UsageError(f"live channels are not stored: leave out --no-follow to hear {' '.join(channels)}")
     start = since if since is not None or not no_follow else "1"
-    run(_follow(stored, [] if no_follow else channels, start, _Printer(count, as_json), follow=not no_follow))
+    run(_tail(chosen, live, start, _Printer(count, as_json), follow=not no_follow))
 
 
-def split(filters: Sequence[str], live: bool) -> tuple[list[str], list[str]]:
+def split(filters: Sequence[str], live: bool, roots: Sequence[str]) -> tuple[list[str], list[str]]:
     """The filters for the log and those for live channels; one that covers both is for both."""
-    stored = [] if live else [f for f in filters if any(overlap(root, f) for root in options.settings().roots)]
-    channels = [f for f in filters if live or not any(covers(root, f) for root in options.settings().roots)]
+    stored = [] if live else [f for f in filters if any(overlap(root, f) for root in roots)]
+    channels = [f for f in filters if live or not any(covers(root, f) for root in roots)]
     return stored, channels
 
 
@@ -101,10 +98,15 @@ class _Printer:
                 raise _Enough
 
 
-async def _follow(
-    stored: Sequence[str], channels: Sequence[str], since: str | None, printer: _Printer, *, follow: bool
-) -> None:
-    async with session() as engine, AsyncExitStack() as stack:
+async def _tail(filters: Sequence[str], live: bool, since: str | None, printer: _Printer, *, follow: bool) -> None:
+    expected, _ = split(filters, live, options.settings().roots)
+    listens_only = bool(filters) and not expected
+    async with session(make=listens_only and follow and own()) as engine, AsyncExitStack() as stack:
+        there = roots(engine)
+        stored, heard = split(filters or there, live, there)
+        if not follow and not stored:
+            raise click.UsageError(f"live channels are not stored: leave out --no-follow to hear {' '.join(heard)}")
+        channels = heard if follow else []
         try:
             async with asyncio.TaskGroup() as tasks:
                 if channels:

@@ -109,31 +109,6 @@ async def a_redrive_without_an_answer_moves_each_once(world: WiredWorld) -> None
     await nothing(world, keeper, "g")
 
 
-@case("seam", wired=True)
-async def a_redrive_over_a_kill_counts_right(world: WiredWorld) -> None:
-    """A redrive whose server is killed in the middle goes on when that is back: every letter is moved and counted once,
-    and its message delivered."""
-    engine = await world.engine(patience=40.0)
-    await engine.declare([group(world)])
-    found = await _died(engine, *map(str, range(300)))
-    moving = asyncio.create_task(engine.redrive(found))
-
-    async def begun() -> bool:
-        return moving.done() or len(await engine.dead_letters("g", 0, 300)) < 300
-
-    await eventually(begun, "some are moved")
-    await world.kill()
-    await world.start()
-    moved = await moving
-    assert (moved, await engine.dead_letters("g")) == (300, [])
-    seen = set[str]()
-    while len(seen) < 300:  # the killed server may repeat what was acknowledged just before
-        got = await engine.pull("g", 300, 30.0)
-        seen |= set(texts(got))
-        await finish(engine, got)
-    assert await engine.dead_letters("g") == []
-
-
 @case("seam")
 async def an_amended_letter_keeps_its_original(world: World) -> None:
     """An amended body is what a redrive delivers, at the same place with the same headers; the first one stays with

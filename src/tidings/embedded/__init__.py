@@ -8,7 +8,7 @@ from __future__ import annotations
 from .binary import Binary, find_binary
 from .broker import Broker, locate, start
 from .config import Address, BrokerSettings, User
-from .locate import project_directory
+from .locate import has_run, project_directory
 
 __all__ = [
     "Address",
@@ -17,6 +17,7 @@ __all__ = [
     "BrokerSettings",
     "User",
     "find_binary",
+    "has_run",
     "locate",
     "project_directory",
     "start",

@@ -30,6 +30,11 @@ def project_directory(start: Path | None = None) -> Path:
     return origin / ".tidings"
 
 
+def has_run(directory: Path) -> bool:
+    """Whether a broker has ever kept its data there. Makes nothing."""
+    return Layout.of(directory).data_version.exists()
+
+
 @dataclass(frozen=True)
 class Layout:
     """The files of one broker. Only `data` is worth keeping; everything else is made again."""

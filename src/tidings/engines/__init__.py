@@ -11,10 +11,11 @@ import msgspec
 
 from ..clock import Clock
 from ..engine import Engine
-from ..errors import ConfigError
+from ..errors import ConfigError, NoNamespace
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
+    from .nats.streams import Mode
 
 User = Literal["publish", "work", "admin"]
 
@@ -106,8 +107,12 @@ async def connect(
     clock: Clock,
     store: MemoryStore | None = None,
     user: User = "work",
+    mode: Mode = "extend",
 ) -> Engine:
-    """Open the engine of a place; leaving `stack` closes it, and gives up the embedded broker after it."""
+    """Open the engine of a place; leaving `stack` closes it, and gives up the embedded broker after it.
+
+    Who only looks says so with `mode="look"`: where nothing was ever made nothing is made, it raises `NoNamespace`.
+    """
     engine: Any
     if place.kind == "memory":
         from .memory import MemoryEngine, MemoryStore
@@ -120,6 +125,8 @@ async def connect(
             from .. import embedded
 
             directory = place.directory or embedded.project_directory()
+            if mode == "look" and not embedded.has_run(directory):
+                raise NoNamespace(f"no broker has run in {directory} yet: start the system, or publish something")
             broker = await embedded.start(directory, user=user)
             stack.push_async_callback(broker.close)
 
@@ -133,7 +140,9 @@ async def connect(
             async def locate() -> Address:
                 return Address(place.servers, place.user, place.password)
 
-        engine = NatsEngine(locate, namespace=place.namespace, roots=roots, clock=clock, replicas=place.replicas)
+        engine = NatsEngine(
+            locate, namespace=place.namespace, roots=roots, clock=clock, replicas=place.replicas, mode=mode
+        )
     stack.push_async_callback(engine.close)
     await engine.open()
     return engine  # type: ignore[no-any-return]

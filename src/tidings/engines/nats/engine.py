@@ -45,7 +45,7 @@ from .redrive import Graveyard
 from .replay import Replayer
 from .settle import Settler
 from .space import Gauge
-from .streams import prepare
+from .streams import Mode, prepare
 
 _HANDING_BACK: Final = 4.0
 """Seconds that `close` gives the server to take back what was pulled."""
@@ -58,6 +58,7 @@ class NatsEngine:
     """`tidings.engine.Engine` on NATS JetStream. `locate` says where the servers are, each time it is needed.
 
     `replicas` is the number of copies that a new namespace is kept in; None is three in a cluster, one without.
+    `mode` says what opening may change: see `streams.Mode`.
     """
 
     durable = True
@@ -71,12 +72,14 @@ class NatsEngine:
         clock: Clock | None = None,
         timeout: float = 10.0,
         replicas: int | None = None,
+        mode: Mode = "extend",
     ) -> None:
         self._layout = Layout(namespace, tuple(roots))
         self._clock = clock or SystemClock()
         self._link = Link(locate, name=f"tidings {namespace}")
         self._js = JetStream(self._link, timeout)
         self._replicas = replicas
+        self._mode: Mode = mode
         self._groups = Groups(self._js, self._layout)
         self._gauge = Gauge(self._js, self._layout)
         self._publisher = Publisher(self._js, self._layout, self._clock, self._gauge.admit)
@@ -100,6 +103,11 @@ class NatsEngine:
         return f"NATS JetStream at {self._link.server or 'no server yet'}, namespace {self._layout.namespace}"
 
     @property
+    def roots(self) -> tuple[str, ...]:
+        """What the namespace stores; known once it is open."""
+        return self._publisher.roots
+
+    @property
     def max_message(self) -> int:
         return min(_MIB, self._link.max_payload - _RESERVE)
 
@@ -112,7 +120,7 @@ class NatsEngine:
             try:
                 async with asyncio.timeout(30.0):
                     await self._link.open(min(6.0, self._js.timeout))
-                    await prepare(self._js, self._layout, self._replicas)
+                    self._publisher.roots = await prepare(self._js, self._layout, self._replicas, self._mode)
             except BaseException:
                 await self._link.close()
                 raise

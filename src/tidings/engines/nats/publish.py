@@ -27,15 +27,17 @@ class Publisher:
         self._link = js.link
         self._layout = layout
         self._clock = clock
+        self.roots = layout.roots
+        """What the namespace stores."""
 
     async def publish(self, messages: Sequence[Outgoing], limit: int) -> list[Stored]:
         """See `Engine.publish`. Each try sends what has no answer yet, in order; a try ends with the first trouble."""
         size = 0
         for message in messages:
             size += check(message, limit)
-            if not any(matches(root, message.subject) for root in self._layout.roots):
+            if not any(matches(root, message.subject) for root in self.roots):
                 raise InvalidMessage(
-                    f"{message.subject!r} is in none of the namespace's roots ({', '.join(self._layout.roots)}): "
+                    f"{message.subject!r} is in none of the namespace's roots ({', '.join(self.roots)}): "
                     "nobody would store it"
                 )
         await self._admit(size)

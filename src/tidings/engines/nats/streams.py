@@ -5,28 +5,39 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
-from ...errors import ConfigError, EngineUnavailable
+from ...errors import ConfigError, EngineUnavailable, NoNamespace
 from ...subjects import covers, normalise
 from .api import NO_STREAM, OVERLAP, WRONG_SEQUENCE, ApiError, JetStream, expect
 from .layout import API_LEVEL, Layout
 from .link import Denied
 
+Mode: TypeAlias = Literal["look", "join", "extend"]
+"""What opening a namespace may change. `look`: nothing, and none is an error. `join`: it is made where there is none,
+else taken as it is. `extend`: its roots are added to as well."""
+
+_SUFFIX: Final = "-events"
 _LOCK_LIFE = 5
 _COPIES = 3
 _NO_CLUSTER = 10074  # one server keeps one copy
 _TOO_FEW = 10005  # the cluster has not that many servers with JetStream and space at the moment
 
 
-async def prepare(js: JetStream, layout: Layout, replicas: int | None = None) -> None:
-    """Check the server, create what is missing, add new roots. A user who may only read is enough when all is there.
+async def prepare(js: JetStream, layout: Layout, replicas: int | None = None, mode: Mode = "extend") -> tuple[str, ...]:
+    """Check the server, create what is missing, add new roots, as far as `mode` allows; returns the roots.
 
-    New streams are kept in `replicas` copies; None is three in a cluster, one on a single server.
+    A user who may only read is enough when all is there. New streams are kept in `replicas` copies; None is three in
+    a cluster, one on a single server.
     """
     await _check_server(js)
     control = await _existing(js, layout.control)
     events = await _existing(js, layout.events)
+    if mode == "look" and (control is None or events is None):
+        raise NoNamespace(
+            f"there is no namespace {layout.namespace!r} on {js.link.server}{await _others(js)}: "
+            "start a worker or publisher of it once, or correct the name"
+        )
     if control is None:
         control = await _create(js, layout, layout.control_config(replicas or _COPIES), replicas is None)
     if events is None:
@@ -34,8 +45,21 @@ async def prepare(js: JetStream, layout: Layout, replicas: int | None = None) ->
     js.replicated = control.get("num_replicas", 1) > 1 or events.get("num_replicas", 1) > 1
     _check(layout.control, control, layout.control_config(1))
     _check(layout.events, events, layout.events_config(1))
+    if mode != "extend":
+        return tuple(events.get("subjects") or ())
     if _missing(layout, events):
         await _add_roots(js, layout)
+    return layout.roots
+
+
+async def _others(js: JetStream) -> str:
+    """The namespaces there are, in words; empty when this user may not know."""
+    try:
+        names = (await js.call("STREAM.NAMES", timeout=1.0)).get("streams") or []
+    except (ApiError, EngineUnavailable):
+        return ""
+    there = sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
+    return f", there are: {', '.join(there)}" if there else ", nor any other"
 
 
 @asynccontextmanager
