@@ -1,4 +1,4 @@
-"""What `./demo` and `./test` have in common: find this clone's environment, or have it made, and become its Python.
+"""What `./demo`, `./tidings` and `./test` share: find this clone's environment, or have it made, and become its Python.
 
 Standard library only, and in the words of Python 3.6, since it runs before anything is installed: an old python3 looks
 for a newer one instead of dying of a SyntaxError. Once the environment is there a start is a hash, a look at one file
@@ -44,8 +44,11 @@ class Environment:
         return os.path.isfile(self.stamp) and os.access(self.python, os.X_OK)
 
 
-def start(name: str, extra: str, command: "list[str]", group: "str | None" = None) -> None:
-    """Become `<environment>/bin/python *command *arguments`. Does not return; ends with a sentence where it cannot."""
+def start(name: str, extra: str, command: "list[str]", group: "str | None" = None, environment: str = "") -> None:
+    """Become `<environment>/bin/python *command *arguments`. Does not return; ends with a sentence where it cannot.
+
+    The environment is called like the script, unless it is that of another one.
+    """
     if os.name == "nt":
         sys.exit(f"{name}: this runs on Linux and macOS. On Windows start it in WSL.")
     if sys.version_info < MINIMUM:
@@ -53,9 +56,9 @@ def start(name: str, extra: str, command: "list[str]", group: "str | None" = Non
 
         newer = find_python.newer(name)
         os.execv(newer, [newer, *sys.argv])
-    environment = Environment(name, extra, group)
-    if not environment.is_ready():
+    made = Environment(environment or name, extra, group)
+    if not made.is_ready():
         import install
 
-        install.prepare(environment)
-    os.execv(environment.python, [environment.python, *command, *sys.argv[1:]])
+        install.prepare(made)
+    os.execv(made.python, [made.python, *command, *sys.argv[1:]])

@@ -77,7 +77,8 @@ class Child:
             began = time.monotonic()
             code = await self._live()
             if self._stopping.is_set():
-                self.tell("stopped" if code == 0 else f"stopped, {describe(code)}")
+                # One that is asked to stop before it has learned how to is ended by the request itself.
+                self.tell("stopped" if code in (0, -signal.SIGTERM) else f"stopped, {describe(code)}")
                 return 0
             if code == UNUSABLE and not self.ready.is_set():
                 self.tell("it cannot work like this: see above")
@@ -229,13 +230,20 @@ class Children:
             child.kill()
 
 
-async def supervise(children: Children, begin: Callable[[], Awaitable[bool]], say: Callable[[str], None]) -> int:
+async def supervise(
+    children: Children,
+    begin: Callable[[], Awaitable[bool]],
+    say: Callable[[str], None],
+    *,
+    first: Callable[[], Awaitable[None]] | None = None,
+) -> int:
     """Run the programs until SIGINT, SIGTERM or SIGHUP; a second one kills instead of waiting.
 
-    `begin` runs beside them, waits for whatever it wants and says whether to go on; what it raises ends everything
-    and is raised here. Returns 0, or the exit code of a program that can never start.
+    `first` ends before any of them is started. `begin` runs beside them, waits for whatever it wants and says whether
+    to go on. What they raise ends everything and is raised here. Returns 0, or the exit code of a program that can
+    never start.
     """
-    asked = asyncio.Event()
+    asked, started = asyncio.Event(), asyncio.Event()
 
     def ask() -> None:
         if asked.is_set():
@@ -248,13 +256,22 @@ async def supervise(children: Children, begin: Callable[[], Awaitable[bool]], sa
         return 0
 
     async def until_enough() -> int:
+        if first is not None:
+            await first()
+        children.start()
+        started.set()
         return 0 if not await begin() else await until_asked()
 
+    async def until_unusable() -> int:
+        await started.wait()
+        return await children.unusable()
+
     with _on_stop_signals(ask):
-        children.start()
-        ends = [asyncio.create_task(end()) for end in (until_asked, until_enough, children.unusable)]
+        ends = [asyncio.create_task(end()) for end in (until_asked, until_enough, until_unusable)]
         try:
             done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if asked.is_set() and not started.is_set():
+                say("stopped")
             return max(end.result() for end in done)
         finally:
             for end in ends:

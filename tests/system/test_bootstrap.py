@@ -120,7 +120,8 @@ def small_clone(folder: Path, search: Path, python: str = sys.executable) -> Clo
     """At a path with spaces, and a quote for good measure."""
     path = folder / "it's a path with spaces"
     (path / "src" / "tidings").mkdir(parents=True)
-    shutil.copy(ROOT / "demo", path)
+    for name in ("demo", "tidings"):
+        shutil.copy(ROOT / name, path)
     shutil.copytree(ROOT / "scripts", path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     (path / "pyproject.toml").write_text(PYPROJECT)
     (path / "backend.py").write_text(BACKEND)
@@ -244,6 +245,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ended = end(first.clone.run_python("-c", watched, str(record), demo, "again"))
     assert (ended.status, ended.stderr, json.loads(ended.stdout)) == (0, "", ["demo", "again"])
     assert record.read_text() == "os.exec\n"
+
+
+def test_the_command_line_shares_the_environment_of_the_demo(first: FirstStart) -> None:
+    """After a `./demo` nothing has to be installed for `./tidings`, and arguments arrive as they were typed."""
+    ended = end(first.clone.run_python(str(first.clone.path / "tidings"), "dlq", "ls", "two words"))
+    assert (ended.status, ended.stderr, json.loads(ended.stdout)) == (0, "", ["dlq", "ls", "two words"])
 
 
 def test_the_exit_status_is_the_program_s(first: FirstStart) -> None:
@@ -381,10 +388,12 @@ def test_an_old_python_alone_gets_a_sentence(first: FirstStart, tmp_path: Path) 
 
 @pytest.mark.timeout(300)  # downloads what the demo needs, unless an earlier run has
 def test_this_project_starts_from_a_copy(first: FirstStart, tmp_path: Path) -> None:
-    """The real project, at a path with spaces and without a home: `./demo --help` installs it and answers."""
+    """The real project, at a path with spaces and without a home: `./demo --help` installs it and answers.
+
+    `./tidings` then looks for the broker where `./demo` keeps it."""
     path = tmp_path / "a copy"
     path.mkdir()
-    for name in ("demo", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("demo", "tidings", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, path)
     for name in ("scripts", "src", "examples"):
         shutil.copytree(ROOT / name, path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -392,3 +401,6 @@ def test_this_project_starts_from_a_copy(first: FirstStart, tmp_path: Path) -> N
     ended = end(clone.start("--help"), deadline=240)
     assert ended.status == 0, ended.stderr
     assert "usage" in ended.stdout.lower()
+    ended = end(subprocess.Popen([sys.executable, "tidings", "url"], cwd=path, stderr=subprocess.PIPE, text=True))
+    assert ended.status == 4
+    assert ended.stderr.startswith(f"error: no broker runs in {path / '.tidings'}. ")

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -14,6 +15,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from mounted import tmpfs
 from started import PATIENCE, Started, all_gone, eventually, gone
 from tidings import embedded
 
@@ -21,10 +23,12 @@ from tidings import embedded
 class Demo:
     """A demo that runs, with its data in one folder."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, environment: dict[str, str] | None = None) -> None:
         self.data = folder / "data of the demo"
         self.started = Started(
-            "demo", "--data", str(self.data), "--no-open", *words, cwd=folder, environment={"TIDINGS_DATABASE_URL": ""}
+            *("demo", "--data", str(self.data), "--no-open", *words),
+            cwd=folder,
+            environment={"TIDINGS_DATABASE_URL": "", **(environment or {})},
         )
 
     def ready(self) -> Demo:
@@ -83,8 +87,70 @@ def test_it_says_what_one_needs_to_know(folder: Path) -> None:
         out = demo.started.output
     for words in ("page   http://127.0.0.1:", f"data   {demo.data}", "logs   ", "stop   Ctrl-C", "Next, in another"):
         assert words in out
-    assert out.count("TIDINGS_URL=") == 2
+    assert f"export TIDINGS_URL='embedded:{demo.data}'" in out
+    assert "TIDINGS_DATABASE_URL" not in out
+    assert "tidings doctor\n" in out
     assert "Traceback" not in out
+
+
+def test_what_it_says_next_works_from_any_folder(folder: Path) -> None:
+    """The lines, pasted into a shell elsewhere, reach this demo and its database."""
+    database = f"sqlite:///{folder / 'data of the demo' / 'other.sqlite3'}"
+    with Demo(folder, "--port", "0", "--database-url", database).ready() as demo:
+        demo.started.until("doctor")
+        lines = [line.strip() for line in demo.started.output.partition("Next, in another")[2].splitlines()[1:]]
+        done = subprocess.run(
+            ["bash", "-ec", "\n".join(line for line in lines if line.startswith("export") or line.endswith("doctor"))],
+            cwd="/",
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert "group save-handler" in done.stdout, done
+        assert f"{database}: tables are up to date" in done.stdout
+        assert demo.stop() == 0
+
+
+def test_a_second_one_in_the_same_folder_is_refused(folder: Path) -> None:
+    """Exit code 2 and a sentence; the first goes on, and once it has ended the folder is free."""
+    with Demo(folder, "--port", "0").ready() as first:
+        with Demo(folder, "--port", "0") as second:
+            assert second.started.ended() == 2
+            assert "is running" in second.started.output
+            assert "--data DIR" in second.started.output
+        first.add("still there")
+        assert first.stop() == 0
+    with Demo(folder, "--port", "0", "--exit-after-ready") as third:
+        assert third.started.ended() == 0
+
+
+def test_a_broker_that_cannot_start_is_told_once(folder: Path) -> None:
+    """Before any other process is started."""
+    with Demo(folder, "--port", "0", environment={"TIDINGS_NATS_SERVER": str(folder / "nowhere")}) as demo:
+        assert demo.started.ended() == 4
+        assert demo.started.output.count("nowhere") == 1
+        assert "stopped" not in demo.started.output
+
+
+@pytest.mark.mount
+def test_a_disk_without_room_is_told_once(folder: Path) -> None:
+    """No other process is started, and the option that chooses another folder is named."""
+    with tmpfs(folder / "disk", 8) as disk:
+        with Demo(folder, "--port", "0", "--data", str(disk / "data")) as demo:
+            assert demo.started.ended() == 4
+        assert demo.started.output.count("full") == 1
+        assert "stopped" not in demo.started.output
+        assert "--data DIR" in demo.started.output
+
+
+def test_ctrl_c_during_the_start(folder: Path) -> None:
+    """Nothing was killed in the eyes of who pressed it: each process has stopped."""
+    with Demo(folder, "--port", "0") as demo:
+        demo.started.until("nats-server")
+        assert demo.stop() == 0
+        assert "stopped" in demo.started.output
+        assert "SIGTERM" not in demo.started.output
 
 
 def test_everything_lies_in_the_data_folder(folder: Path) -> None:

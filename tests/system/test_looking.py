@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from nats_server import NatsServer
+from tidings.engine import Outgoing
 from tidings.engines.nats import NatsEngine
 from tidings.engines.nats.api import JetStream
 from tidings.engines.nats.link import Link
+from tidings.message import new_id
 
 LOOKS = (
     ["stats"],
@@ -66,8 +68,10 @@ async def streams(js: JetStream) -> dict[str, list[str]]:
 
 
 async def make_shop(server: NatsServer) -> None:
-    engine = NatsEngine(server.locate, namespace="shop", roots=("orders.>",))
+    """A namespace with roots of its own, and a schedule's tick in it."""
+    engine = NatsEngine(server.locate, namespace="shop", roots=("orders.>", "_s.shop.>"))
     await engine.open()
+    await engine.publish([Outgoing("_s.shop.tick", b"{}", {}, new_id())])
     await engine.close()
 
 
@@ -92,9 +96,11 @@ async def test_a_namespace_is_taken_as_it_is(server: NatsServer, js: JetStream) 
     url = f"{server.url}/shop"
     assert tidings(url, "stats").returncode == 0
     assert tidings(url, "doctor").returncode == 0
-    assert tidings(url, "pub", "orders.a", "{}").stdout == "stored seq 1\n"
+    assert tidings(url, "pub", "orders.a", "{}").stdout == "stored seq 2\n"
     assert "orders.a" in tidings(url, "tail", "orders.>", "--no-follow").stdout
-    assert "orders.a" in tidings(url, "tail", "--no-follow").stdout
+    everything = tidings(url, "tail", "--no-follow").stdout
+    assert "orders.a" in everything
+    assert "_s.shop" not in everything
     refused = tidings(url, "pub", "events.a", "{}")
     assert refused.returncode == 2
     assert "orders.>" in refused.stderr

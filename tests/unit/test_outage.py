@@ -116,7 +116,6 @@ async def test_probing(outage: Outage, clock: ManualClock, caplog: pytest.LogCap
         assert outage.due < clock.monotonic() + delay
     assert 0.25 <= pauses[0] <= FIRST
     handle(outage, 20)
-    assert not outage.probing
     assert await waited(outage, clock) == 0
     assert "group save: handled one again after" in caplog.text
 

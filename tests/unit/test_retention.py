@@ -210,7 +210,7 @@ async def test_the_inbox_is_pruned_by_every_process(scene: Scene) -> None:
     ("given", "kept"),
     [({}, 14.0), ({"retention": "10d"}, 20.0), ({"retention_inbox": "90d"}, 90.0), ({"retention": "never"}, None)],
 )
-def test_the_inbox_outlives_every_redelivery(given: dict[str, str], kept: float | None) -> None:
+def test_the_inbox_outlives_every_redelivery(given: dict[str, Any], kept: float | None) -> None:
     """What is remembered in the database is remembered for twice the retention and 14 days at least."""
     seconds = load(environment={}, **given).inbox_kept
     assert seconds == (None if kept is None else kept * DAY)
@@ -219,7 +219,7 @@ def test_the_inbox_outlives_every_redelivery(given: dict[str, str], kept: float 
 @pytest.mark.parametrize(
     "given", [{"retention_inbox": "13d"}, {"retention": "10d", "retention_inbox": "15d"}, {"retention": "0s"}]
 )
-def test_a_retention_that_would_do_harm_is_refused(given: dict[str, str]) -> None:
+def test_a_retention_that_would_do_harm_is_refused(given: dict[str, Any]) -> None:
     """An inbox that forgets too early, or no retention at all, keeps the process from starting."""
     with pytest.raises(ConfigError, match="retention"):
         load(environment={}, **given)

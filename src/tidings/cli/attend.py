@@ -98,26 +98,26 @@ async def _attended(
     children = Children(programs, terminal.line)
     async with AsyncExitStack() as stack:
 
+        async def start_broker() -> None:
+            if directory is None:
+                return
+            from .. import embedded
+
+            # The children start it just as well; held here it outlives each of them, and its trouble is told once.
+            broker = await embedded.start(directory)
+            stack.push_async_callback(broker.close)
+            where = f"on port {broker.address.port}, data in {broker.directory}"
+            terminal.line("broker", f"nats-server {broker.version} {where}")
+
         async def begin() -> bool:
             try:
                 async with asyncio.timeout(patience):
-                    return await start()
+                    await children.ready()
+                    return await ready()
             except TimeoutError:
                 raise EngineUnavailable(f"not ready after {patience:g} s: see above") from None
 
-        async def start() -> bool:
-            if directory is not None:
-                from .. import embedded
-
-                # The children start it just as well; held here it outlives each of them.
-                broker = await embedded.start(directory)
-                stack.push_async_callback(broker.close)
-                where = f"on port {broker.address.port}, data in {broker.directory}"
-                terminal.line("broker", f"nats-server {broker.version} {where}")
-            await children.ready()
-            return await ready()
-
-        return await supervise(children, begin, terminal.say)
+        return await supervise(children, begin, terminal.say, first=start_broker)
 
 
 async def _going_on() -> bool:

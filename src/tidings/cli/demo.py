@@ -35,8 +35,6 @@ def demo(
     tidings demo
     tidings demo --with save,audit,mutate --scale save=3
     """
-    # Said before anything is loaded: a first line at once shows that something happens.
-    click.echo("Starting the to-do system …")
     from ..demo import Demo, run
 
     found = Demo.of(data, port, parts, scales, database_url)

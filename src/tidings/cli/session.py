@@ -54,9 +54,9 @@ def own() -> bool:
 
 
 def roots(engine: Engine) -> tuple[str, ...]:
-    """What is stored on this engine: the roots of its namespace; in memory, those of the settings."""
+    """What applications store on this engine: the roots of its namespace; in memory, those of the settings."""
     found: tuple[str, ...] = getattr(engine, "roots", ())
-    return found or settings().roots
+    return tuple(root for root in found if not root.startswith("_")) or settings().roots  # ticks are ours
 
 
 def namespace() -> str:

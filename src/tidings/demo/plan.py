@@ -21,7 +21,8 @@ USUAL_PORT: Final = 8080
 _BUS: Final = "todo.handlers:bus"
 _APP: Final = "todo.web:app"
 _PACKAGE: Final = Path(__file__).parent  # the wheel has the application here
-_CHECKOUT: Final = Path(__file__).parents[3]
+CHECKOUT: Final = Path(__file__).parents[3]
+"""Where the clone is, if this is one."""
 
 
 class Demo(msgspec.Struct, frozen=True):
@@ -46,13 +47,18 @@ class Demo(msgspec.Struct, frozen=True):
         for group in scaled:
             if group not in chosen:
                 raise ConfigError(f"--scale {group}: it does not run; add it: --with {','.join((*chosen, group))}")
-        database = database_url or os.environ.get("TIDINGS_DATABASE_URL") or f"sqlite:///{folder / 'todo.sqlite3'}"
+        database = database_url or os.environ.get("TIDINGS_DATABASE_URL") or _own_database(folder)
         return cls(folder, database, chosen, scaled, port)
 
     @property
     def url(self) -> str:
         """Of the engine."""
         return f"embedded:{self.data}"
+
+    @property
+    def foreign_database(self) -> bool:
+        """Whether it is another than the file in our folder."""
+        return self.database_url != _own_database(self.data)
 
     @property
     def log(self) -> Path:
@@ -88,6 +94,10 @@ class Demo(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(program, environment=environment)
 
 
+def _own_database(folder: Path) -> str:
+    return f"sqlite:///{folder / 'todo.sqlite3'}"
+
+
 def short(name: str) -> str:
     """The short name of a group, given either. Raises `ConfigError`."""
     name = name.strip()
@@ -99,7 +109,7 @@ def short(name: str) -> str:
 
 def home() -> Path:
     """The folder in which the package `todo` lies."""
-    for folder in (_PACKAGE, _CHECKOUT / "examples"):
+    for folder in (_PACKAGE, CHECKOUT / "examples"):
         if (folder / "todo" / "handlers.py").is_file():
             return folder
     raise ConfigError("the application `todo` is not part of this installation: run ./demo in a clone instead")
@@ -109,4 +119,4 @@ def default_data() -> Path:
     """In a clone its `.tidings`, where every other command looks as well; elsewhere a folder of its own, so that it
     does not mix with what the project there stores."""
     usual = project_directory()
-    return usual if usual.parent == _CHECKOUT else Path.cwd() / ".tidings-demo"
+    return usual if usual.parent == CHECKOUT else Path.cwd() / ".tidings-demo"

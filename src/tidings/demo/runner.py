@@ -10,14 +10,16 @@ import sys
 import threading
 import time
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
 from ..cli import attend
 from ..cli.attend import Terminal
-from ..embedded import project_directory
-from ..errors import ConfigError, EngineUnavailable, MissingExtra
-from .plan import USUAL_PORT, Demo
+from ..embedded.locks import FileLock
+from ..errors import BrokerError, ConfigError, EngineUnavailable, MissingExtra
+from .plan import CHECKOUT, USUAL_PORT, Demo
 
 HOST: Final = "127.0.0.1"
 _PATIENCE: Final = 60.0  # seconds that --exit-after-ready waits
@@ -28,10 +30,11 @@ def run(demo: Demo, *, open_browser: bool, exit_after_ready: bool) -> int:
     """Run it until it is asked to stop; returns the exit code."""
     began = time.monotonic()
     _check_installed()
-    with _listen(demo.port) as listener, _log(demo.log) as log:
+    with _log(demo.log) as log, _alone(demo), _listen(demo.port) as listener:
         port = listener.getsockname()[1]
         programs = [demo.web(listener), *demo.programs()]
         terminal = Terminal(["broker", *(program.name for program in programs)], log)
+        terminal.say("Starting the to-do system …")
         if demo.port is None and port != USUAL_PORT:
             terminal.say(f"Port {USUAL_PORT} is taken, so the page is on {port}.")
         page = f"http://{HOST}:{port}"
@@ -47,7 +50,13 @@ def run(demo: Demo, *, open_browser: bool, exit_after_ready: bool) -> int:
             return not exit_after_ready
 
         patience = _PATIENCE if exit_after_ready else None
-        return attend.run(programs, terminal, directory=demo.data, ready=ready, patience=patience)
+        try:
+            return attend.run(programs, terminal, directory=demo.data, ready=ready, patience=patience)
+        except BrokerError as error:
+            if "embedded:" not in str(error):
+                raise
+            # Another directory would help; here it is chosen in other words.
+            raise BrokerError(f"{error}. For the demo: --data DIR") from error
 
 
 def _check_installed() -> None:
@@ -56,6 +65,19 @@ def _check_installed() -> None:
     for package in ("starlette", "uvicorn", "sse_starlette", "sqlalchemy", "aiosqlite"):
         if find_spec(package) is None:
             raise MissingExtra(f"{package}, which the to-do system needs,", "demo")
+
+
+@contextmanager
+def _alone(demo: Demo) -> Iterator[None]:
+    """Hold the data folder: two demos in it would run each group twice, and share one log. Ends with this process."""
+    lock = FileLock(demo.data / "demo.lock")
+    if not lock.try_acquire():
+        raise ConfigError(
+            f"a demo with its data in {demo.data} is running: stop that one (Ctrl-C where it was started), "
+            "or choose another folder: --data DIR"
+        )
+    with lock:
+        yield
 
 
 def _listen(port: int | None) -> socket.socket:
@@ -105,24 +127,27 @@ def _introduce(terminal: Terminal, demo: Demo, page: str) -> None:
 
 
 def _next_steps(terminal: Terminal, demo: Demo, page: str) -> None:
-    tidings = _command(demo)
-    terminal.say("Next, in another terminal:")
+    tidings = _command()
+    terminal.say("Next, in another terminal, from any folder:")
+    terminal.say(f"  export TIDINGS_URL={shlex.quote(demo.url)}")
+    if demo.foreign_database:
+        from ..sql import masked
+
+        terminal.say(f"  export TIDINGS_DATABASE_URL={shlex.quote(masked(demo.database_url))}")
     terminal.say(f"  curl {page}/todo -H 'Content-Type: application/json' -d '{{\"item\": \"write the docs\"}}'")
     terminal.say(f"  {tidings} tail 'events.todo.>' --since -5m")
     terminal.say(f"  {tidings} groups ls")
+    terminal.say(f"  {tidings} doctor")
 
 
-def _command(demo: Demo) -> str:
-    """How to call the command line for this demo from the folder one stands in."""
+def _command() -> str:
+    """How to call the command line from any folder."""
     script = Path(sys.executable).with_name("tidings")
-    on_path = any(Path(folder, "tidings").exists() for folder in os.environ.get("PATH", "").split(os.pathsep) if folder)
-    program = "tidings" if on_path or not script.exists() else shlex.quote(_near(script))
-    if demo.data == project_directory():
-        return program
-    return f"TIDINGS_URL={shlex.quote(f'embedded:{_near(demo.data)}')} {program}"
-
-
-def _near(path: Path) -> str:
-    """Relative to the working directory where it lies below."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    if any(Path(folder, "tidings").exists() for folder in folders):
+        return "tidings"
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m tidings"
+    of_clone = CHECKOUT / "tidings"
+    by_clone = of_clone.is_file() and CHECKOUT / ".cache" in script.parents  # `./demo` was started
+    return shlex.quote(str(of_clone if by_clone else script))
