@@ -248,11 +248,18 @@ class Handling:
         return Failure(
             error=error_name(error),
             message=error_text(error)[:2000],
-            traceback=_storable(text[-_MOST_TRACEBACK:]),
+            traceback=_storable(_end_of(text)),
             handler=self.handler.name,
             host=_HOST,
             version=__version__,
         )
+
+
+def _end_of(text: str) -> str:
+    """The last lines of a traceback: where it happened is at its end."""
+    if len(text) <= _MOST_TRACEBACK:
+        return text
+    return "…\n" + text[-_MOST_TRACEBACK:].partition("\n")[2]
 
 
 def inbox_key(message: Message[Any]) -> InboxKey:
