@@ -132,7 +132,9 @@ async def test_a_redrive_killed_half_way_goes_on_with_the_rest(shop: Shop) -> No
         begun = SystemClock().monotonic()
         said = json.loads(await shop.run("dlq", "redrive", "--all", "--rate", "2000/s", "--yes", "--json"))
         took = SystemClock().monotonic() - begun
-        assert said == {"selected": left, "done": left}
+        assert said["done"] == said["selected"]
+        # What the killed command moved last may still have been counted as dead a moment later.
+        assert 0 <= left - said["done"] <= 100
         assert took > (left - 200) / 2000
         assert await dead(engine) == 0
         await shop.run("dlq", "redrive", "--all", "--yes", code=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 from collections import Counter
@@ -81,7 +82,8 @@ class Player:
         if throw < 0.1:
             return  # forgotten: its lease ends
         if throw < 0.2:
-            await engine.extend([delivery])
+            with contextlib.suppress(EngineUnavailable):
+                await engine.extend([delivery])
         if throw < 0.55:
             self._book.done.add(place)
             await self._say(engine, Done(delivery))
@@ -178,6 +180,7 @@ async def _play(
 async def _check(world: World, book: Book, readers: list[Engine], keeper: Engine) -> None:
     """The engine's own count agrees with the book."""
     for reader in (*readers, keeper):
+        await reader.stats()  # its wire may have been cut a moment ago: this waits until it is mended
         await nothing(world, reader, "g")
     letters = await keeper.dead_letters("g", limit=MESSAGES)
     assert [letter.entry.position for letter in letters] == sorted(book.dead)

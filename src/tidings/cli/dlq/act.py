@@ -66,8 +66,8 @@ async def _redrive(order: Order, rate: float | None, ask: bool) -> None:
         if order.dry_run:
             return _tell(order, total, 0, f"{total} would go back to {groups} (dry run)")
         output.confirm(f"Put {total} message(s) back to {groups}?", yes=not ask)
-        done = await _move(engine, engine.redrive, selection, total, rate)
-    return _tell(order, total, done, f"{done} put back to {groups}")
+        looked, done = await _move(engine, engine.redrive, selection, total, rate)
+    return _tell(order, looked, done, f"{done} put back to {groups}")
 
 
 async def _drop(order: Order, because: str) -> None:
@@ -79,8 +79,8 @@ async def _drop(order: Order, because: str) -> None:
             return _tell(order, total, 0, f"{total} of {groups} would be dropped (dry run)")
         output.confirm(f"Drop {total} message(s) of {groups} for good?", yes=order.yes)
         await note(engine, "drop", order.choice.words, total, because)
-        done = await _move(engine, engine.discard, selection, total, None)
-    return _tell(order, total, done, f"{done} dropped")
+        looked, done = await _move(engine, engine.discard, selection, total, None)
+    return _tell(order, looked, done, f"{done} dropped")
 
 
 async def _meant(engine: Engine, selection: Selection) -> Counter[str]:
@@ -96,12 +96,15 @@ async def _move(
     selection: Selection,
     total: int,
     rate: float | None,
-) -> int:
+) -> tuple[int, int]:
+    """How many were found, and how many of them were moved. `total`, counted before, is for the progress bar: what
+    was moved a moment ago may still have been counted."""
     progress = _Progress(total)
     pages = deadletters.pages(engine, selection)
     try:
         with progress:
-            return await deadletters.move(act, pages, SystemClock(), rate=rate, told=progress.told)
+            moved = await deadletters.move(act, pages, SystemClock(), rate=rate, told=progress.told)
+            return progress.looked, moved
     except EngineError as error:
         if not progress.moved:
             raise
@@ -130,15 +133,15 @@ class _Progress:
 
     def __init__(self, total: int) -> None:
         self.moved = 0
-        self._looked = 0
+        self.looked = 0
         shown = total > _LONG and sys.stderr.isatty()
         self._bar: Any = click.progressbar(length=total, file=sys.stderr) if shown else None
 
     def told(self, looked: int, moved: int) -> None:
         self.moved = moved
         if self._bar:
-            self._bar.update(looked - self._looked)
-        self._looked = looked
+            self._bar.update(looked - self.looked)
+        self.looked = looked
 
     def __enter__(self) -> None:
         if self._bar:

@@ -20,6 +20,7 @@ from ...errors import EngineUnavailable
 
 log = logging.getLogger("tidings.engines.nats")
 
+FLUSH_TIMEOUT: Final = 2.0
 CONNECT_TIMEOUT: Final = 3.0
 PING_TIMEOUT: Final = 5.0
 """Seconds without an answer to a ping after which a connection counts as lost."""
@@ -148,6 +149,8 @@ class NatsPy:
                     ping_interval=5,
                     max_outstanding_pings=2,
                     pending_size=-1,
+                    # Else it waits for ever, deaf to a cancel, when the connection is lost in the middle of a flush.
+                    flush_timeout=FLUSH_TIMEOUT,
                     tls=ssl.create_default_context() if secure else None,
                     **login,
                 )

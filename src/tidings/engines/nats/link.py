@@ -25,6 +25,7 @@ MAX_CONTROL_LINE: Final = 4096
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
 _WATCH: Final = 1.0
 _LAST_WORD: Final = 2.0
+_AGAIN: Final = 0.2
 _PINGS: Final = 5
 _DENIED = re.compile(r'permissions violation for publish to "([^"]+)"')
 
@@ -155,10 +156,12 @@ class Link:
         await self._end("the engine was abandoned")
 
     async def _end(self, why: str) -> None:
-        tasks = [*self._beside, *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pending = {*self._beside, *([self._task] if self._task else [])}
+        while pending:
+            # Once is not enough: in the middle of connecting nats-py takes a cancel for its own and goes on.
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_AGAIN)
         self._drop(Closed(why))
         self._up.set()
         await asyncio.gather(*self._closing)
