@@ -109,9 +109,11 @@ async def no_responder_is_known_at_once(world: World) -> None:
 
     async def gone() -> bool:
         try:
-            await asker.request("ask.nobody", b"", {}, 20.0)
+            await asker.request("ask.nobody", b"", {}, 1.0)
         except NoResponder:
             return True
+        except RequestTimeout:
+            return False  # in a cluster the word that somebody has left may be slower than a question
         return False
 
     await eventually(gone, "leaving `serve` ends the answering")
