@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tidings.each
 import tidings.engines.nats.publish
 import tidings.engines.nats.settle
 import tidings.handling
@@ -23,7 +24,6 @@ import tidings.outbox
 import tidings.retry
 import tidings.sql.store
 import tidings.sql.units
-import tidings.worker
 from tidings.engine import Dead, Done, Stored
 from tidings.errors import DecodeError
 
@@ -35,7 +35,7 @@ outbox: Any = tidings.outbox
 retry: Any = tidings.retry
 store: Any = tidings.sql.store
 units: Any = tidings.sql.units
-worker: Any = tidings.worker
+each: Any = tidings.each
 
 
 def arm(folder: Path) -> None:
@@ -253,7 +253,7 @@ def ack_on_handler_error(crash: Crash) -> None:
 
 def ack_on_cancel(crash: Crash) -> None:
     """What is cancelled when the worker stops is taken for handled."""
-    worker.Release = lambda delivery, delay=0.0: Done(delivery)
+    each.Release = lambda delivery, delay=0.0: Done(delivery)
 
 
 def no_retry(crash: Crash) -> None:

@@ -1,0 +1,95 @@
+"""One group in a worker: pulls as much as its handler has room for, and hands it to what runs the handler."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+
+from .each import Each
+from .engine import Delivery, Engine
+from .errors import Closed, Conflict, EngineError, TidingsError
+from .handling import Handling
+from .hands import Hands
+from .outage import Outage
+from .outbox import Relay
+from .rate import Rate, per_second
+from .suspects import Floor
+
+log = logging.getLogger("tidings.worker")
+
+_PULL_WAIT = 30.0
+_MOST_PAUSE = 5.0
+
+
+class Consumer:
+    """Pulls for one group until it is stopped, never more than may begin."""
+
+    def __init__(self, engine: Engine, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor) -> None:
+        self.engine = engine
+        self.handling = handling
+        self.group = handling.handler.options.group
+        self._clock = hands.clock
+        self._floor = floor
+        self._outage = Outage(self.group, hands.clock)
+        self._runner = Each(handling, hands, relay, floor, self._outage)
+        rate = handling.handler.options.rate
+        self._rate = None if rate is None else Rate(hands.clock, per_second(rate))
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> Mapping[asyncio.Task[None], Sequence[Delivery]]:
+        """The tasks in which handlers run, and what each has in hand."""
+        return self._runner.running
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._pull_all(), name=f"tidings-pull-{self.group}")
+
+    async def stop_pulling(self) -> None:
+        """No more pulls; what the engine has buffered for us goes back at once."""
+        if self._task is None:
+            return
+        self._runner.stopping = True
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
+        with contextlib.suppress(EngineError):
+            await self.engine.stop_pulling(self.group)
+
+    async def _room(self) -> int:
+        """Wait until more may be begun; returns how many."""
+        while True:
+            await self._outage.turn()
+            tokens = await self._rate.turn() if self._rate is not None else None
+            await self._floor.opened()
+            room = self._runner.room(1 if self._outage.probing else None)
+            if room > 0:
+                return room if tokens is None else min(tokens, room)
+            await self._runner.one_ended()
+
+    async def _pull_all(self) -> None:
+        pause = 0.1
+        deliveries: list[Delivery] | None
+        while True:
+            room = await self._room()
+            try:
+                deliveries = await self.engine.pull(self.group, room, _PULL_WAIT)
+            except Closed:
+                return
+            except TidingsError as error:
+                cause = "was it removed?" if isinstance(error, Conflict) else "waiting for the engine"
+                log.warning("group %s cannot pull (%s): %s", self.group, cause, error)
+                deliveries = None
+            except Exception:
+                log.critical("group %s cannot pull, by an error of ours; it goes on trying", self.group, exc_info=True)
+                deliveries = None
+            if deliveries is None:
+                await self._clock.sleep(pause)
+                pause = min(2 * pause, _MOST_PAUSE)
+                continue
+            pause = 0.1
+            if self._rate is not None:
+                self._rate.take(len(deliveries))
+            # What has crashed before goes last: it waits for the others, not they for it.
+            self._runner.begin(sorted(deliveries, key=lambda delivery: delivery.crashes))

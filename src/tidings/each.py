@@ -1,0 +1,140 @@
+"""One message at a time: the handler runs on each by itself, up to the group's concurrency at once.
+
+A message that may have killed a process runs alone (`suspects`), and failures of what the handler needs are told from
+its own (`outage`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from .engine import Delivery, Done, Outcome, Release
+from .errors import EngineError
+from .handling import Handling, LeaseLost, line_of
+from .hands import Hands
+from .logs import message_context
+from .message import Message, identity
+from .outage import Away, Outage
+from .outbox import Relay
+from .suspects import Floor, crash_loop, is_suspect
+
+log = logging.getLogger("tidings.worker")
+
+
+class Each:
+    """Runs one group's handler on what was pulled, and puts the outcomes into the worker's hands."""
+
+    def __init__(self, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor, outage: Outage) -> None:
+        self.handling = handling
+        self.group = handling.handler.options.group
+        self.concurrency = handling.handler.options.concurrency or (1 if handling.plan.transactional else 16)
+        self.running: dict[asyncio.Task[None], Sequence[Delivery]] = {}
+        self.stopping = False
+        """Whether a cancel means that the worker stops."""
+        self._hands = hands
+        self._relay = relay
+        self._floor = floor
+        self._outage = outage
+        self._one_ended = asyncio.Event()
+
+    def room(self, most: int | None = None) -> int:
+        """How many more may begin, with at most so many running."""
+        return (self.concurrency if most is None else most) - len(self.running)
+
+    async def one_ended(self) -> None:
+        """Wait until one that runs now has ended."""
+        self._one_ended.clear()
+        await self._one_ended.wait()
+
+    def begin(self, deliveries: Sequence[Delivery]) -> None:
+        """Take them in hand and run the handler on each, in a task of its own; returns at once."""
+        for delivery in deliveries:
+            self._hands.take(delivery)
+            handle = self._handle(delivery, self._outage.begun())
+            task = asyncio.create_task(handle, name=f"tidings-handle-{self.group}")
+            self.running[task] = (delivery,)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.pop(task, None)
+        self._one_ended.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the worker itself failed on a message; its lease brings it back", exc_info=error)
+
+    async def _handle(self, delivery: Delivery, mark: int) -> None:
+        with message_context(
+            message_id=identity(delivery.entry, self.handling.namespace),
+            subject=delivery.entry.subject,
+            group=self.group,
+            attempt=delivery.attempts + 1,
+        ):
+            try:
+                message = self.handling.read(delivery)
+                if not isinstance(message, Message):
+                    self._hands.put(message)
+                elif is_suspect(delivery):
+                    await self._handle_alone(delivery, message, mark)
+                else:
+                    async with self._floor.shared():
+                        outcome = await self._outcome(delivery, message, mark)
+                    self._hands.put(outcome)
+            except asyncio.CancelledError:
+                # At once when the worker stops; a handler that cancels its own task must not come back in a hot loop.
+                self._hands.put(Release(delivery, delay=0.0 if self.stopping else 1.0))
+                raise
+            except LeaseLost:
+                log.warning("the lease ended before the handler did: nothing committed, somebody else has it")
+                self._hands.drop(delivery)
+            except BaseException:
+                self._hands.drop(delivery)
+                raise
+
+    async def _outcome(self, delivery: Delivery, message: Message[Any], mark: int) -> Outcome:
+        try:
+            outcome, staged = await self.handling.handle(delivery, message)
+        except Away as trouble:
+            return self._after(trouble, delivery, mark)
+        if isinstance(outcome, Done):
+            self._outage.handled(delivery, mark)
+        if staged and self._relay is not None:
+            self._relay.send_soon(staged)
+        return outcome
+
+    def _after(self, trouble: Away, delivery: Delivery, mark: int) -> Outcome:
+        delay = self._outage.failed(delivery, mark, trouble)
+        if delay is None:
+            return self.handling.failed(delivery, trouble.error)
+        log.log(
+            logging.INFO if self._outage.probing else logging.WARNING,
+            "handing the message back for %.1f s, no attempt is counted: %s",
+            delay,
+            line_of(trouble.error),
+        )
+        return Release(delivery, delay)
+
+    async def _handle_alone(self, delivery: Delivery, message: Message[Any], mark: int) -> None:
+        """As any message, while nothing else runs: until its outcome is settled, so that the crash of what runs next
+        is not counted for this one."""
+        dead = crash_loop(delivery, self.handling.handler.name)
+        if dead is not None:
+            log.error("dead letter: %s", dead.failure.message)
+            self._hands.put(dead)
+            return
+        async with self._floor.alone():
+            log.info(
+                "handed out %d times, %d attempts failed, %d crashes while it ran alone: it runs alone",
+                delivery.deliveries,
+                delivery.attempts,
+                delivery.crashes,
+            )
+            try:
+                await self._hands.engine.begin(delivery)
+            except EngineError as error:
+                outcome: Outcome = self._after(Away(error, sure=True), delivery, mark)
+            else:
+                outcome = await self._outcome(delivery, message, mark)
+            self._hands.put(outcome)
+            await self._hands.gone(delivery)

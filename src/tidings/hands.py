@@ -1,0 +1,96 @@
+"""The deliveries in a worker's hands: their leases, and the outcomes on their way to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .clock import Clock
+from .engine import Delivery, Engine, Outcome
+from .errors import Closed, EngineError
+
+log = logging.getLogger("tidings.worker")
+
+
+class Hands:
+    """Everything that the groups of one worker have taken and not settled yet."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.held: dict[int, Delivery] = {}
+        self._outcomes: list[Outcome] = []
+        self._waiting: dict[int, asyncio.Event] = {}
+        self._something = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def take(self, delivery: Delivery) -> None:
+        self.held[id(delivery)] = delivery
+        self._empty.clear()
+
+    def drop(self, delivery: Delivery) -> None:
+        """Give up a delivery without an outcome: its lease brings it back."""
+        self.held.pop(id(delivery), None)
+        if (waiting := self._waiting.pop(id(delivery), None)) is not None:
+            waiting.set()
+        if not self.held:
+            self._empty.set()
+
+    def put(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._something.set()
+
+    async def gone(self, delivery: Delivery) -> None:
+        """Wait until the delivery is settled or given up."""
+        if id(delivery) in self.held:
+            await self._waiting.setdefault(id(delivery), asyncio.Event()).wait()
+
+    async def settled(self) -> None:
+        """Wait until nothing is in hand; leases bound the wait when the engine is away."""
+        await self._empty.wait()
+
+    async def keep_leases(self, lease: float) -> None:
+        """Renew every third of the lease, so that two renewals may fail before it ends."""
+        while True:
+            await self.clock.sleep(lease / 3)
+            if not self.held:
+                continue
+            try:
+                await self.engine.extend(list(self.held.values()))
+            except EngineError as error:
+                log.warning("leases could not be renewed: %s", error)
+            except Exception:
+                log.critical("leases could not be renewed, by an error of ours; the next renewal tries", exc_info=True)
+
+    async def settle_all(self) -> None:
+        """Settle what handlers decided, everything that has gathered in one call."""
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            batch, self._outcomes = self._outcomes, []
+            try:
+                await self._settle(batch)
+            except Exception:
+                log.critical("the worker itself failed to settle; the leases bring the messages back", exc_info=True)
+            finally:
+                for outcome in batch:
+                    self.drop(outcome.delivery)
+
+    async def _settle(self, batch: list[Outcome]) -> None:
+        pause = 0.1
+        while True:
+            now = self.clock.monotonic()
+            # Past its deadline a delivery may be somebody else's: an ack now could end the other's work.
+            batch = [outcome for outcome in batch if now < outcome.delivery.deadline]
+            if not batch:
+                return
+            try:
+                await self.engine.settle(batch)
+                return
+            except Closed:
+                return
+            except EngineError as error:
+                log.warning("outcomes could not be settled yet: %s", error)
+                await self.clock.sleep(pause)
+                pause = min(2 * pause, 1.0)
