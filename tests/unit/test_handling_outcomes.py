@@ -235,7 +235,7 @@ async def test_an_engine_that_is_full_burns_no_attempt() -> None:
 
     async with TestBus(bus) as t:
         await bus.publish(New("x"))
-        for _ in range(6):
+        for _ in range(12):  # the pauses before the five add up to 7.5 s at most
             await t.settle()
             await t.clock.advance(1.1)
         assert calls == [1] * 5
