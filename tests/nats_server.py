@@ -14,11 +14,13 @@ from tidings.engines.nats import Address
 
 
 class NatsServer:
-    """One server of its own directory. `config` adds to, or replaces, what it is told."""
+    """One server of its own directory. `config` adds to, or replaces, what it is told; `more` is text in the server's
+    own format, for its end."""
 
-    def __init__(self, directory: Path, **config: Any) -> None:
+    def __init__(self, directory: Path, more: str = "", **config: Any) -> None:
         self.directory = directory
         self.port = -1
+        self._more = more
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -39,7 +41,8 @@ class NatsServer:
             "jetstream": {"store_dir": str(self.directory / "data"), "sync_interval": "always"},
         }
         file = self.directory / "server.conf"
-        file.write_text(json.dumps(config | self._config))
+        told = [f"{name}: {json.dumps(value)}" for name, value in (config | self._config).items()]
+        file.write_text("\n".join([*told, self._more]))
         with (self.directory / "server.log").open("ab") as log:
             command = [str(find_binary(None).path), "-c", str(file)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)

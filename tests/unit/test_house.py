@@ -22,7 +22,7 @@ LAYERS = (
     ("errors", "clock", "subjects", "logs", "lifeline", "threads", "version"),  # ground floor
     ("engine", "unit"),  # the two seams
     ("message", "codec", "events", "retry", "settings"),  # values that everything speaks in
-    ("embedded", "engines", "sql"),  # what stands behind the seams
+    ("permissions", "embedded", "engines", "sql"),  # what stands behind the seams
     (
         "registry",
         "handling",

@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import click
 import msgspec
 
 from .. import doctor as doctors
+from .. import engines
+from ..permissions import USERS, User, configuration, granted
+from ..settings import Settings
+from ..subjects import check_filter
 from . import options, output
 
 
 @click.command()
 @click.option("--database-url", metavar="URL", help="[TIDINGS_DATABASE_URL]")
 @click.option("--port", type=click.IntRange(1, 65535), multiple=True, help="Also see whether this port is free.")
+@click.option("--permissions", is_flag=True, help="Only print what NATS users of the namespace have to be allowed.")
+@click.option("--user", type=click.Choice(USERS), multiple=True, help="With --permissions: of this user only.")
+@click.option("--live", metavar="SUBJECT", multiple=True, help="With --permissions: a channel or request subject.")
 @options.as_json
 @options.common
-def doctor(database_url: str | None, port: tuple[int, ...], as_json: bool) -> None:
+def doctor(
+    database_url: str | None,
+    port: tuple[int, ...],
+    permissions: bool,
+    user: tuple[User, ...],
+    live: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Look for what is wrong, and say what mends it. Starts nothing. Exit code 1 when something fails.
 
     Looks at the broker's program, disk and folder, at the engine, at groups without workers, dead letters and
     unclaimed events, and at the database's tables and outbox.
+
+    With --permissions it asks nobody: it prints users for the configuration of an external nats-server, made from the
+    settings' namespace and roots. `publish` may publish, ask and read, `work` is for workers and the command line,
+    `admin` may also delete the namespace's streams.
     """
     options.configure_logs("error")
     current = options.settings()
+    if permissions:
+        _put_permissions(current, user or USERS, live, as_json)
+        return
+    if user or live:
+        raise click.UsageError("--user and --live belong to --permissions")
     database = database_url or current.database_url
     findings = asyncio.run(doctors.examine(current.url, current.namespace, database, port))
     if as_json:
@@ -36,3 +60,15 @@ def doctor(database_url: str | None, port: tuple[int, ...], as_json: bool) -> No
                 output.put(f"\n{finding.state}: {finding.subject}\n  {finding.mend}")
     if any(finding.state == "fail" for finding in findings):
         raise click.exceptions.Exit(1)
+
+
+def _put_permissions(settings: Settings, users: Sequence[User], live: Sequence[str], as_json: bool) -> None:
+    from ..engines.nats.layout import Layout
+
+    layout = Layout(engines.parse(settings.url, settings.namespace).namespace, settings.roots)
+    for subject in live:
+        check_filter(subject)
+    if as_json:
+        output.put_json({user: granted(user, layout, live) for user in users})
+    else:
+        output.put(configuration(layout, users, live))

@@ -12,8 +12,8 @@ import click
 from .. import claims, engines
 from ..clock import SystemClock
 from ..engine import Engine
-from ..engines import User
 from ..errors import ConfigError
+from ..permissions import User
 from .options import configure_logs, settings
 
 T = TypeVar("T")

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from ..permissions import User
 from .binary import Binary, find_binary
 from .broker import Broker, locate, start
-from .config import Address, BrokerSettings, User
+from .config import Address, BrokerSettings
 from .locate import has_run, project_directory
 
 __all__ = [

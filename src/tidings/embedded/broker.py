@@ -13,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 
 from tidings.errors import BrokerError, Closed, StoreFull
+from tidings.permissions import User
 
 from .binary import check_data, find_binary
-from .config import Address, BrokerSettings, User, credentials
+from .config import Address, BrokerSettings, credentials
 from .locate import Layout, unusable
 from .locks import FileLock, ProcessLock, hold_lifeline, holder_of
 from .probe import ProbeError, probe

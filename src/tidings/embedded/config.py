@@ -8,14 +8,12 @@ import secrets
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ..permissions import PRIVATE_INBOX, USERS, denied
 from .locate import Layout
 
-User = Literal["publish", "work", "admin"]
-
 GIB = 1024**3
-_PRIVATE_INBOX = "_INBOX_WORK"
 MAX_PAYLOAD = 1024 * 1024 + 128 * 1024
 """A message of 1 MiB with its headers, and room for what a dead letter adds."""
 
@@ -55,7 +53,7 @@ class Address:
     @property
     def inbox_prefix(self) -> str:
         """What the names of reply subjects should begin with: those of workers cannot be overheard by `publish`."""
-        return "_INBOX" if self.user == "publish" else _PRIVATE_INBOX
+        return "_INBOX" if self.user == "publish" else PRIVATE_INBOX
 
     def __str__(self) -> str:
         return f"nats://{self.user}:***@{self.host}:{self.port}"
@@ -65,12 +63,12 @@ def credentials(layout: Layout, *, create: bool = False) -> dict[str, str]:
     """The password of each user, made once per directory; `create` is for the supervisor alone."""
     try:
         known = json.loads(layout.credentials.read_text())
-        if isinstance(known, dict) and all(isinstance(known.get(user), str) for user in PERMISSIONS):
-            return {user: known[user] for user in PERMISSIONS}
+        if isinstance(known, dict) and all(isinstance(known.get(user), str) for user in USERS):
+            return {user: known[user] for user in USERS}
     except (FileNotFoundError, ValueError):
         if not create:
             raise
-    made: dict[str, str] = {user: secrets.token_hex(32) for user in PERMISSIONS}
+    made: dict[str, str] = {user: secrets.token_hex(32) for user in USERS}
     write_private(layout.credentials, json.dumps(made, indent=2))
     return made
 
@@ -88,61 +86,6 @@ def write_private(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-# What follows `$JS.API.` in the requests that only an administrator may make: they end streams or rebuild them.
-_ADMIN_API = (
-    "STREAM.DELETE.>",
-    "STREAM.RESTORE.>",
-    "STREAM.SNAPSHOT.>",
-    "STREAM.PEER.>",
-    "STREAM.LEADER.>",
-    "STREAM.CANCEL_MOVE.>",
-    "CONSUMER.LEADER.>",
-    "CONSUMER.PEER.>",
-    "META.>",
-    "SERVER.>",
-    "ACCOUNT.>",
-)
-
-# And those that change what is stored or who gets it. Direct gets and consumers are among them although they only
-# read: the server sends what they yield to *any* reply subject without asking for permissions, so that an event with
-# the body `{}`, got directly with `$JS.API.STREAM.PURGE.<stream>` as reply subject, erases the log (tried).
-# STREAM.MSG.GET wraps the message in JSON that no other request accepts (the server's strict mode).
-_WORK_API = (
-    "STREAM.CREATE.>",
-    "STREAM.UPDATE.>",
-    "STREAM.PURGE.>",
-    "STREAM.MSG.DELETE.>",
-    "DIRECT.>",
-    "CONSUMER.CREATE.>",
-    "CONSUMER.DURABLE.>",
-    "CONSUMER.DELETE.>",
-    "CONSUMER.PAUSE.>",
-    "CONSUMER.UNPIN.>",
-    "CONSUMER.RESET.>",
-    "CONSUMER.MSG.NEXT.>",
-)
-
-_SYSTEM = ("$SYS.>", "$JSC.>", "$NRG.>")
-
-
-def _api(verbs: tuple[str, ...]) -> list[str]:
-    return [f"$JS.API.{verb}" for verb in verbs]
-
-
-PERMISSIONS: dict[User, dict[str, Any]] = {
-    # Events, requests, channels; reading by STREAM.INFO, STREAM.MSG.GET and live. What is stored stays stored.
-    "publish": {
-        "publish": {"deny": ["_t.>", "$JS.ACK.>", "$JS.FC.>", *_SYSTEM, *_api(_WORK_API), *_api(_ADMIN_API)]},
-        "subscribe": {"deny": ["_t.>", "$JS.>", f"{_PRIVATE_INBOX}.>", *_SYSTEM]},
-    },
-    "work": {
-        "publish": {"deny": [*_SYSTEM, *_api(_ADMIN_API)]},
-        "subscribe": {"deny": list(_SYSTEM)},
-    },
-    "admin": {},
-}
 
 
 def server_config(
@@ -168,8 +111,8 @@ def server_config(
             "TIDINGS": {
                 "jetstream": {"max_mem": memory, "max_file": disk},
                 "users": [
-                    {"user": user, "password": passwords[user], **({"permissions": allowed} if allowed else {})}
-                    for user, allowed in PERMISSIONS.items()
+                    {"user": user, "password": passwords[user], **({"permissions": rules} if rules else {})}
+                    for user, rules in ((user, denied(user)) for user in USERS)
                 ],
             },
         },

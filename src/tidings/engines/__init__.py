@@ -12,12 +12,11 @@ import msgspec
 from ..clock import Clock
 from ..engine import Engine
 from ..errors import ConfigError, NoNamespace
+from ..permissions import User
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
     from .nats.streams import Mode
-
-User = Literal["publish", "work", "admin"]
 
 _KINDS = "embedded:, nats://host/namespace, tls://host/namespace or memory:"
 

@@ -27,7 +27,8 @@ _WATCH: Final = 1.0
 _LAST_WORD: Final = 2.0
 _AGAIN: Final = 0.2
 _PINGS: Final = 5
-_DENIED = re.compile(r'permissions violation for publish to "([^"]+)"')
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+_ALLOW = "`tidings doctor --permissions` prints what each user has to be allowed"
 
 
 class Disconnected(EngineUnavailable):
@@ -39,8 +40,8 @@ class Denied(EngineUnavailable):
 
     def __init__(self, subject: str) -> None:
         super().__init__(
-            f"the NATS user of this connection may not publish to {subject!r}: use a user with more rights, "
-            "or have a worker do it"
+            f"the NATS user of this connection may not publish to {subject!r}: {_ALLOW}; "
+            "give it that, use another user, or have a worker do it"
         )
         self.subject = subject
 
@@ -78,6 +79,8 @@ class Link:
         self.generation = 0
         """Rises with each connection: what was asked of an older one is gone."""
         self.last_problem = ""
+        self._deaf = False
+        """Whether the server refused the subscription on our reply subjects."""
         self._locate = locate
         self._connector = connector
         self._name = name
@@ -300,12 +303,14 @@ class Link:
 
     def _denied(self, text: str) -> None:
         # nats-py hands the text on in lower case.
-        found = _DENIED.search(text)
-        asked = [waiting for waiting in self._answers.values() if found and waiting[0].lower() == found[1]]
+        act, denied = found.groups() if (found := _DENIED.search(text)) else ("", "")
+        if act == "subscription" and denied.startswith(self.inbox.lower()):
+            self._deaf = True
+        asked = [waiting for waiting in self._answers.values() if act == "publish" and waiting[0].lower() == denied]
         for subject, arrived in asked:
             arrived(Denied(subject))
         if not asked:
-            log.warning("%s", text)
+            log.warning("%s: %s", text, _ALLOW)
 
     def _lost(self, error: Exception | None) -> None:
         self.last_problem = str(error or "the connection was lost")
@@ -345,6 +350,7 @@ class Link:
         problems: list[str] = []
         for server in servers:
             self._down.clear()
+            self._deaf = False
             try:
                 connection = await self._connector(server, address, self._name, self._lost, self._denied)
             except EngineUnavailable as error:
@@ -354,6 +360,8 @@ class Link:
                 for subscription in list(self._subscriptions):
                     await self._restore(connection, subscription)
                 await connection.ping()
+                if self._deaf:
+                    raise EngineUnavailable(f"this user may not subscribe to {self.inbox}.>, its answers: {_ALLOW}")
             except Exception as error:
                 problems.append(f"{server}: {error}")
                 await connection.close()
