@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 from nats.aio.client import Client
 
 from ...errors import EngineUnavailable
+from .outbound import Outlet, Parcel, outlet_of
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -95,8 +96,18 @@ class CoreConnection(Protocol):
     @property
     def alive(self) -> bool: ...
 
-    async def publish(self, subject: str, body: bytes, headers: dict[str, str] | None, reply: str) -> None:
-        """Hand to the connection; returns before it is sent, but waits while too much is unsent."""
+    @property
+    def waiting(self) -> int:
+        """Bytes that were handed over and are not sent yet."""
+        ...
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        """Hand messages to the connection, in their order and in one write; returns before they are sent."""
+        ...
+
+    async def room(self) -> None:
+        """Returns at once, or when what is unsent is no longer too much. Raises `OSError` when the server hears
+        nothing."""
         ...
 
     async def subscribe(self, subject: str, queue: str, on_frame: OnFrame) -> Subscribed: ...
@@ -122,6 +133,7 @@ class NatsPy:
         self._on_lost = on_lost
         self._on_denied = on_denied
         self._client = Client()
+        self._outlet: Outlet
         # nats-py builds each message by calling this, in the order of the wire, and queues nothing for what comes
         # out empty: so frames of all subscriptions keep their order, without a queue and a task for each of them.
         self._client.msg_class = self._receive  # type: ignore[assignment]
@@ -158,6 +170,7 @@ class NatsPy:
             cause = self._problem or error
             raise EngineUnavailable(f"{self.server}: {str(cause) or type(cause).__name__}") from error
         self._open = True
+        self._outlet = outlet_of(self._client)
         self.max_payload = self._client.max_payload
         self.identity = str(self._client._server_info.get("server_id", ""))
         scheme = "tls" if secure else "nats"
@@ -167,10 +180,16 @@ class NatsPy:
     def alive(self) -> bool:
         return self._client.is_connected
 
-    async def publish(self, subject: str, body: bytes, headers: dict[str, str] | None, reply: str) -> None:
-        while self._client.pending_data_size > BACKLOG:
+    @property
+    def waiting(self) -> int:
+        return self._outlet.waiting
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        self._outlet.send(parcels)
+
+    async def room(self) -> None:
+        while self._outlet.waiting > BACKLOG:
             await self.ping()
-        await self._client.publish(subject, body, reply, headers)
 
     async def subscribe(self, subject: str, queue: str, on_frame: OnFrame) -> Subscribed:
         raw = await self._client.subscribe(subject, queue)

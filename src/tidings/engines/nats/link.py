@@ -9,17 +9,22 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from ...errors import Closed, EngineError, EngineUnavailable, StoreFull, TooLarge
 from .connection import Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
+from .outbound import Parcel
 
 log = logging.getLogger("tidings.engines.nats")
 
 Locate: TypeAlias = Callable[[], Awaitable[Address]]
 """Where the servers are now. Asked again whenever the connection is lost, so that a moved broker is found."""
 Connector: TypeAlias = Callable[[str, Address, str, OnLost, OnDenied], Awaitable[CoreConnection]]
+
+OnAnswer: TypeAlias = Callable[[Frame | Exception], None]
+"""Takes the answers to a question, or what happened instead."""
 
 MAX_CONTROL_LINE: Final = 4096
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -86,7 +91,7 @@ class Link:
         self._name = name
         self._connection: CoreConnection | None = None
         self._subscriptions: set[Subscription] = set()
-        self._answers: dict[str, tuple[str, Callable[[Frame | Exception], None]]] = {}
+        self._answers: dict[str, tuple[str, OnAnswer]] = {}
         self._tokens = itertools.count()
         self._up = asyncio.Event()
         self._down = asyncio.Event()
@@ -180,31 +185,38 @@ class Link:
         if len(subject) + len(reply) > MAX_CONTROL_LINE - 64:
             raise TooLarge(len(subject), MAX_CONTROL_LINE - 64)
         try:
-            await connection.publish(subject, body, headers, reply)
-        except TooLarge:
-            raise
+            await connection.room()
+            connection.send(((subject, reply, headers, body),))
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        """Send many in one write, now, or raise `Disconnected`. The caller has checked their sizes, and bounds what
+        is on its way."""
+        connection = self._usable()
+        try:
+            connection.send(parcels)
+        except Exception as error:
+            raise Disconnected(f"{connection.server}: {error}") from error
+
+    def expect(self, subject: str, arrived: OnAnswer) -> str:
+        """The reply subject for a question to `subject`: what comes there is handed to `arrived`, and so is
+        `Disconnected` or `Denied`, until `forget`."""
+        return f"{self.inbox}.a.{self._expect(subject, arrived)}"
+
+    def forget(self, reply: str) -> None:
+        """Wait no more for what was expected there."""
+        self._answers.pop(reply.rpartition(".")[2], None)
 
     async def ask(
         self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> asyncio.Future[Frame]:
         """Send a question; the future gets the first answer, `Disconnected` when it is lost on the way, or `Denied`."""
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-
-        def arrived(answer: Frame | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-                future.exception()  # whoever asked may have gone
-            else:
-                future.set_result(answer)
-
-        token = self._expect(subject, arrived)
-        future.add_done_callback(lambda _: self._answers.pop(token, None))
+        reply = self.expect(subject, partial(_settle, future))
+        future.add_done_callback(lambda _: self.forget(reply))
         try:
-            await self.publish(subject, body, headers, f"{self.inbox}.a.{token}")
+            await self.publish(subject, body, headers, reply)
         except BaseException:
             future.cancel()
             raise
@@ -214,8 +226,17 @@ class Link:
         self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, timeout: float = 5.0
     ) -> Frame:
         """`ask` and wait. Raises `TimeoutError`, `Disconnected`, `Denied`."""
-        async with asyncio.timeout(timeout):
-            return await (await self.ask(subject, body, headers))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Frame] = loop.create_future()
+        # No `asyncio.timeout`: all that can take long here is the answer, and this costs half of what that does.
+        timer = loop.call_later(timeout, _settle, future, TimeoutError())
+        reply = self.expect(subject, partial(_settle, future))
+        try:
+            await self.publish(subject, body, headers, reply)
+            return await future
+        finally:
+            timer.cancel()
+            self.forget(reply)
 
     async def collect(
         self, subject: str, body: bytes, is_last: Callable[[Frame], bool], timeout: float
@@ -291,7 +312,7 @@ class Link:
             raise Disconnected(self._nobody())
         return connection
 
-    def _expect(self, subject: str, arrived: Callable[[Frame | Exception], None]) -> str:
+    def _expect(self, subject: str, arrived: OnAnswer) -> str:
         token = str(next(self._tokens))
         self._answers[token] = (subject, arrived)
         return token
@@ -430,6 +451,17 @@ def _telling(problem: str, before: str) -> str:
     way: a connection that was merely reset does not replace the reason heard at an earlier try."""
     refused = "authorization" in before.lower() and "reset by peer" in problem.lower()
     return before if refused else problem
+
+
+def _settle(future: asyncio.Future[Frame], answer: Frame | Exception) -> None:
+    """Give the future its answer, the first one only."""
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+        future.exception()  # whoever asked may have gone
+    else:
+        future.set_result(answer)
 
 
 async def _first(patience: float, *events: asyncio.Event) -> None:

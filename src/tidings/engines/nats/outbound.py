@@ -1,0 +1,109 @@
+"""What leaves through nats-py: many frames in one write where it is known how, else message by message.
+
+nats-py has no public way to hand over more than one message at a time, and spends most of a publish on building the
+header block and on waking its flusher. The short way writes finished frames behind what nats-py itself has still to
+write, so that nothing overtakes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+from nats.aio.client import Client, __version__
+from nats.aio.transport import TcpTransport
+
+log = logging.getLogger("tidings.engines.nats")
+
+KNOWN: Final = "2.16."
+"""Versions of nats-py whose inside is known here; any other one is used by its public methods only."""
+
+Parcel: TypeAlias = tuple[str, str, Mapping[str, str] | None, bytes]
+"""A message to be sent: subject, reply subject or "", headers, body."""
+
+
+class Outlet(Protocol):
+    """Where messages leave one connection."""
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that were handed over and are not with the system yet."""
+        ...
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        """Hand over, in order; returns before it is sent."""
+        ...
+
+
+def outlet_of(client: Client) -> Outlet:
+    """The short way out of a connected client if this is the nats-py that is known, and its transport TCP or TLS."""
+    transport = getattr(client, "_transport", None)
+    known = __version__.startswith(KNOWN) and isinstance(getattr(client, "_pending", None), list)
+    if known and isinstance(transport, TcpTransport) and transport._io_writer is not None:
+        return _Joined(client, transport._io_writer)
+    return _Public(client)
+
+
+def frame(parcel: Parcel) -> bytes:
+    """One message as the protocol has it. Names and values of headers have been checked by the caller."""
+    subject, reply, headers, body = parcel
+    if not headers:
+        return b"%b%b\r\n" % (f"PUB {subject} {reply} {len(body)}\r\n".encode(), body)
+    block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    size = len(block) + 12 if block.isascii() else len(block.encode()) + 12
+    head = f"HPUB {subject} {reply} {size} {size + len(body)}\r\nNATS/1.0\r\n{block}\r\n".encode()
+    return b"%b%b\r\n" % (head, body)
+
+
+class _Joined:
+    """Frames written at once and together, behind whatever nats-py has queued."""
+
+    def __init__(self, client: Client, writer: asyncio.StreamWriter) -> None:
+        self._client = client
+        self._writer = writer
+
+    @property
+    def waiting(self) -> int:
+        return self._client._pending_data_size + self._writer.transport.get_write_buffer_size()
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        client = self._client
+        frames = [*client._pending, *map(frame, parcels)]
+        client._pending = []
+        client._pending_data_size = 0
+        self._writer.write(frames[0] if len(frames) == 1 else b"".join(frames))
+
+
+class _Public:
+    """One `Client.publish` after the other, in a task that lives as long as there is something to send."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._queue: deque[Parcel] = deque()
+        self._size = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        return self._client.pending_data_size + self._size
+
+    def send(self, parcels: Sequence[Parcel]) -> None:
+        self._queue.extend(parcels)
+        self._size += sum(len(parcel[3]) for parcel in parcels)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._drain(), name="tidings nats outlet")
+
+    async def _drain(self) -> None:
+        while self._queue:
+            subject, reply, headers, body = self._queue.popleft()
+            self._size -= len(body)
+            given: dict[str, Any] | None = dict(headers) if headers else None
+            try:
+                await self._client.publish(subject, body, reply, given)
+            except Exception as error:  # the connection is gone: whoever waits for an answer is told by its loss
+                log.debug("%s could not be sent: %s", subject, error)
+                self._queue.clear()
+                self._size = 0
