@@ -12,6 +12,7 @@ await bus.publish(NewItem(item="write the docs"))
 """
 
 from .bus import Bus
+from .engine import Lagged
 from .errors import (
     BrokerError,
     Closed,
@@ -57,6 +58,7 @@ __all__ = [
     "EngineUnavailable",
     "Event",
     "InvalidMessage",
+    "Lagged",
     "Message",
     "MissingExtra",
     "NoNamespace",

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from .claims import Start
 from .clock import Clock, SystemClock
 from .codec import codec_for
-from .engine import Engine
+from .engine import Engine, Lagged
 from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
 from .handling import in_transaction
 from .message import encode_header
 from .publisher import Receipt
-from .registry import Handler, HandlerOptions, Provider, Registry, filters_of
+from .registry import Handler, HandlerOptions, Listener, Provider, Registry, filters_of
 from .retry import RetryPolicy
 from .running import Running
 from .schedule import CatchUp, Schedule, Timing
@@ -203,15 +203,19 @@ class Bus:
 
         return decorate
 
-    def listen(self, *channels: str) -> Callable[[F], F]:
+    def listen(self, *channels: str, lagged: Callable[[Lagged], Any] | None = None) -> Callable[[F], F]:
         """Hear what is said on live channels while a worker of this bus runs. Every listening process hears it all;
-        nothing is stored, nothing is retried, what is missed is gone."""
+        nothing is stored, nothing is retried, what is missed is gone.
+
+        Where something is missing (the handler is too slow and 10,000 wait; the connection was lost for a while)
+        `lagged` is called in its place with a `tidings.Lagged`, to fetch the state anew; without it the log tells.
+        """
         filters = [check_filter(channel) for channel in channels]
         if not filters:
             raise ConfigError("say which channels to listen to: @bus.listen('prices.*')")
 
         def decorate(function: F) -> F:
-            self.registry.listeners.append(Handler(function, filters, HandlerOptions("live")))
+            self.registry.listeners.append(Listener(Handler(function, filters, HandlerOptions("live")), lagged))
             return function
 
         return decorate

@@ -12,13 +12,18 @@ the methods here. Two more rules hold for all of them:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
-Headers: TypeAlias = Mapping[str, str]
+from .signals import LISTENER_ROOM as LISTENER_ROOM
+from .signals import Headers as Headers
+from .signals import Lagged as Lagged
+from .signals import Reply as Reply
+from .signals import Responder as Responder
+from .signals import Signal as Signal
 
 FOR_PUBLISHERS: Final = 0.9
 """Part of a limited store that publishers may fill; the rest is for dead letters, redrive and retries."""
@@ -264,24 +269,6 @@ class Record(msgspec.Struct, frozen=True):
     revision: int
 
 
-class Reply(msgspec.Struct, frozen=True):
-    """The answer to a request, as it came."""
-
-    body: bytes
-    headers: Headers
-
-
-Responder: TypeAlias = Callable[[str, bytes, Headers], Awaitable[Reply]]
-
-
-class Signal(msgspec.Struct, frozen=True):
-    """What `listen` yields: something said on a live channel."""
-
-    channel: str
-    body: bytes
-    headers: Headers
-
-
 class Engine(Protocol):
     """A connection to one namespace of whatever carries the messages. See the module's text for the common rules."""
 
@@ -448,10 +435,10 @@ class Engine(Protocol):
         (the engine cannot know). At most once; never blocks on a slow listener."""
         ...
 
-    def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal]]:
+    def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal | Lagged]]:
         """Hear what is said on the channels (filters). Once entered, everything said later arrives, in order per
-        sender, as long as the connection lives; a lost connection is re-established and what was said meanwhile is
-        missed."""
+        sender. Where something is missing stands a `Lagged`: after a lost connection was re-established, and where the
+        oldest signals had to be dropped because too many were waiting."""
         ...
 
     async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:

@@ -1,9 +1,10 @@
 """Listeners of live channels: each signal is given to the handler, one after the other; an error is logged and the
-next one is taken."""
+next one is taken. Where something is missing, the listener's `lagged` function is called in its place."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,13 +13,13 @@ from typing import Any
 import msgspec
 
 from .codec import codec_for
-from .engine import Entry, Signal
+from .engine import Entry, Lagged, Signal
 from .errors import ConfigError
 from .handling import call, is_stopping, provided
 from .logs import message_context
 from .message import ID, Message, decode_header, new_id
 from .publisher import Publisher
-from .registry import Handler, Plan
+from .registry import Handler, Listener, Plan
 from .subjects import covers
 
 log = logging.getLogger("tidings.live")
@@ -27,9 +28,10 @@ log = logging.getLogger("tidings.live")
 class Listening:
     """One listener, ready to hear."""
 
-    def __init__(self, handler: Handler, plan: Plan, publisher: Publisher) -> None:
-        _check(handler, plan, publisher.roots)
-        self._handler = handler
+    def __init__(self, listener: Listener, plan: Plan, publisher: Publisher) -> None:
+        _check(listener.handler, plan, publisher.roots)
+        self._handler = listener.handler
+        self._lagged = listener.lagged
         self._plan = plan
         self._publisher = publisher
 
@@ -44,17 +46,30 @@ class Listening:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def _hear_all(self, signals: AsyncIterator[Signal]) -> None:
+    async def _hear_all(self, signals: AsyncIterator[Signal | Lagged]) -> None:
         async for signal in signals:
-            with message_context(subject=signal.channel):
+            with message_context(
+                subject=", ".join(self._handler.filters) if isinstance(signal, Lagged) else signal.channel
+            ):
                 try:
-                    await self._hear(signal)
+                    await (self._miss(signal) if isinstance(signal, Lagged) else self._hear(signal))
                 except asyncio.CancelledError:
                     if is_stopping():
                         raise
                     log.error("%s was cancelled by something of its own", self._handler.name)
                 except Exception:
                     log.exception("%s failed on what it heard", self._handler.name)
+
+    async def _miss(self, lagged: Lagged) -> None:
+        """Tell the listener; who does not want to know has it in the log."""
+        if self._lagged is None:
+            many = "some" if lagged.missed is None else lagged.missed
+            why = "the connection was lost for a while" if lagged.missed is None else "it is too slow"
+            log.warning("%s missed %s: %s. @bus.listen(…, lagged=function) is told", self._handler.name, many, why)
+            return
+        told = self._lagged(lagged)
+        if inspect.isawaitable(told):
+            await told
 
     async def _hear(self, signal: Signal) -> None:
         entry = Entry(0, signal.channel, self._publisher.clock.time(), signal.headers, signal.body)

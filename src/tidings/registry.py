@@ -12,12 +12,13 @@ import typing
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
 from .claims import Start
 from .codec import codec_for
+from .engine import Lagged
 from .errors import ConfigError
 from .events import EventSpec, spec_of
 from .message import Message
@@ -100,6 +101,13 @@ class Handler:
         return any(matches(filter, subject) for filter in self.filters)
 
 
+class Listener(NamedTuple):
+    """What hears live channels, and what it calls where it missed something."""
+
+    handler: Handler
+    lagged: Callable[[Lagged], Any] | None
+
+
 Provider = Callable[..., Any]
 
 
@@ -113,7 +121,7 @@ class Registry:
         self.handlers: dict[str, Handler] = {}
         self.schedules: dict[str, Schedule] = {}
         self.responders: dict[str, Handler] = {}
-        self.listeners: list[Handler] = []
+        self.listeners: list[Listener] = []
         self.providers: dict[Any, Provider] = {}
 
     def know(self, spec: EventSpec) -> None:

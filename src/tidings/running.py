@@ -133,8 +133,8 @@ class Running:
             spec: EventSpec = registry.types[subject]
             responding = Responding(handler, self._plan(handler), spec, self.publisher, limit)
             await self._stack.enter_async_context(self.engine.serve(subject, self.bus.name, responding))
-        for handler in registry.listeners:
-            listening = Listening(handler, self._plan(handler), self.publisher)
+        for listener in registry.listeners:
+            listening = Listening(listener, self._plan(listener.handler), self.publisher)
             await self._stack.enter_async_context(listening.running())
 
     def relay_of(self, session: Any) -> Relay:

@@ -16,6 +16,7 @@ import pytest
 from nats_server import NatsServer
 from tidings import Bus, Event, Request, RetryPolicy, Tick, claims
 from tidings.clock import SystemClock
+from tidings.conformance.steps import heard
 from tidings.engine import Outgoing
 from tidings.engines.nats import Address, NatsEngine
 from tidings.engines.nats.api import JetStream
@@ -182,7 +183,7 @@ async def test_a_publisher_needs_what_is_printed(server: NatsServer) -> None:
                 await engine.publish([Outgoing("events.shop.ordered", b'{"number": 1}', {}, new_id())])
                 [entry] = await engine.read(["events.shop.>"], 0, 10, 5.0)
                 assert await engine.broadcast("shop.prices", b"{}", {})
-                assert (await anext(signals)).channel == "shop.prices"
+                assert (await heard(signals)).channel == "shop.prices"
             assert (await engine.request("shop.count", b"{}", {}, 5.0)).body
             await until(lambda: 1 in done, "it is handled")
             assert (await engine.states(entry))["pack"].state == "done"

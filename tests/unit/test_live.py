@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import tidings
 from tidings.codec import codec_for
+from tidings.engine import LISTENER_ROOM
 from tidings.live import _text
 from tidings.testing import TestBus
 
@@ -121,3 +122,34 @@ def test_listening_to_nothing_is_refused() -> None:
         bus.listen()
     with pytest.raises(tidings.ConfigError):
         bus.listen("prices*")
+
+
+async def test_a_listener_that_missed_something_is_told_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """`lagged=` is called, also a coroutine function; what it raises is logged, and the next signals are heard; without
+    it the log tells."""
+    bus = tidings.Bus("todo")
+    heard: list[Any] = []
+    release = asyncio.Event()
+
+    async def lagged(what: tidings.Lagged) -> None:
+        heard.append(what)
+        raise LookupError("no state to fetch")
+
+    @bus.listen("flood", lagged=lagged)
+    async def told(n: int) -> None:
+        await release.wait()
+        heard.append(n)
+
+    @bus.listen("flood")
+    async def not_told(n: int) -> None:
+        await release.wait()
+
+    async with TestBus(bus):
+        for n in range(LISTENER_ROOM + 6):  # the first is in the handler's hands as soon as it runs
+            await bus.broadcast("flood", n)
+            await asyncio.sleep(0)
+        release.set()
+        await until(lambda: heard and heard[-1] == LISTENER_ROOM + 5)
+        await until(lambda: "is too slow" in caplog.text)
+    assert heard[:3] == [0, tidings.Lagged(5), 6]
+    assert "no state to fetch" in caplog.text

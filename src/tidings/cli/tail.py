@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from ..clock import SystemClock
-from ..engine import Engine, Entry, Signal
+from ..engine import Engine, Entry, Lagged, Signal
 from ..errors import ConfigError, EngineUnavailable
 from ..message import identity
 from ..retention import position_at
@@ -138,12 +138,22 @@ async def _follow_log(engine: Engine, filters: Sequence[str], after: int, printe
             return
 
 
-async def _hear(signals: AsyncIterator[Signal], printer: _Printer) -> None:
+async def _hear(signals: AsyncIterator[Signal | Lagged], printer: _Printer) -> None:
     clock = SystemClock()
     async for signal in signals:
+        if isinstance(signal, Lagged):
+            output.say(missed(signal))
+            continue
         # Where the filter covers everything, the engine's own talk is not meant.
         if not signal.channel.startswith(("_", "$")):
             printer.show(Sight(signal.channel, clock.time(), dict(signal.headers), signal.body))
+
+
+def missed(lagged: Lagged) -> str:
+    """What is missing, for people."""
+    if lagged.missed is None:
+        return "connected again: what was said meanwhile is missing"
+    return f"{lagged.missed} missing: they came faster than they were taken"
 
 
 async def _position(engine: Engine, since: str | None) -> int:

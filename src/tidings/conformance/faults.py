@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 
-from tidings.engine import Done, Engine, Headers, Reply, Signal, Stored
+from tidings.engine import Done, Engine, Headers, Lagged, Reply, Signal, Stored
 from tidings.errors import Closed, Conflict, EngineUnavailable, RequestError, Unconfirmed
 
 from .case import case, eventually
-from .steps import finish, glance, group, message, nothing, publish, raising, take, take_one, texts
+from .steps import finish, glance, group, heard, message, nothing, publish, raising, take, take_one, texts
 from .world import WiredWorld, World
 
 FREEZE = 3.0
@@ -159,8 +159,7 @@ async def everything_goes_on_after_a_cut(world: WiredWorld) -> None:
         assert texts(got) == ["meanwhile"]
         await finish(engine, got)
         assert [entry.body for entry in await reading] == [b"meanwhile"]
-        hearing = asyncio.ensure_future(anext(signals))
-        await _until_heard(other, hearing)
+        await _until_heard(other, signals)
         await _until_answered(other)
 
 
@@ -208,7 +207,7 @@ async def a_dead_wire_is_noticed(world: WiredWorld) -> None:
         begun = world.clock.monotonic()
         await publish(other, "news")
         assert texts(await pull) == ["news"]
-        await _until_heard(other, asyncio.ensure_future(anext(signals)))
+        await _until_heard(other, signals)
         assert world.clock.monotonic() - begun < NOTICED
 
 
@@ -409,14 +408,18 @@ async def _published(engine: Engine, text: str) -> bool:
     return True
 
 
-async def _until_heard(speaker: Engine, hearing: asyncio.Future[Signal]) -> None:
-    async def heard() -> bool:
+async def _until_heard(speaker: Engine, signals: AsyncIterator[Signal | Lagged]) -> None:
+    """The listener is told that it missed something, and then hears again."""
+    assert await anext(signals) == Lagged(None)
+    hearing = asyncio.ensure_future(heard(signals))
+
+    async def again() -> bool:
         await speaker.broadcast("live.news", b"again", {})
         await asyncio.sleep(0.02)
         return hearing.done()
 
     try:
-        await eventually(heard, "a listener hears again")
+        await eventually(again, "a listener hears again")
     finally:
         hearing.cancel()
 

@@ -6,11 +6,11 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
-from tidings.engine import Headers, Reply, Signal
+from tidings.engine import LISTENER_ROOM, Headers, Lagged, Reply, Signal
 from tidings.errors import NoResponder, RequestTimeout, TooLarge
 
 from .case import case, eventually
-from .steps import raising
+from .steps import heard, raising
 from .world import World
 
 
@@ -22,9 +22,9 @@ async def entered_means_ready(world: World) -> None:
         for number in range(20):
             said = await speaker.broadcast("live.room", str(number).encode(), {"n": str(number)})
             assert said is None or said == 1
-        heard = [await anext(signals) for _ in range(20)]
-    assert [(s.channel, s.body) for s in heard] == [("live.room", str(n).encode()) for n in range(20)]
-    assert [s.headers["n"] for s in heard] == [str(n) for n in range(20)]
+        got = [await heard(signals) for _ in range(20)]
+    assert [(s.channel, s.body) for s in got] == [("live.room", str(n).encode()) for n in range(20)]
+    assert [s.headers["n"] for s in got] == [str(n) for n in range(20)]
 
 
 @case("seam")
@@ -50,7 +50,7 @@ async def unheard_is_told(world: World) -> None:
     assert not await speaker.broadcast("live.room", b"early", {})
     async with hearer.listen(["live.room"]) as signals:
         await speaker.broadcast("live.room", b"heard", {})
-        assert (await anext(signals)).body == b"heard"
+        assert (await heard(signals)).body == b"heard"
 
     async def unheard() -> bool:
         return not await speaker.broadcast("live.room", b"late", {})
@@ -68,7 +68,7 @@ async def giving_up_on_a_signal_loses_none(world: World) -> None:
         waiting.cancel()
         await asyncio.wait({waiting})
         await speaker.broadcast("live.room", b"later", {})
-        assert (await anext(signals)).body == b"later"
+        assert (await heard(signals)).body == b"later"
 
 
 @case("seam")
@@ -78,7 +78,25 @@ async def slow_listener_hurts_nobody(world: World) -> None:
     async with slow.listen(["live.flood"]), quick.listen(["live.flood"]) as signals:
         for number in range(500):
             await speaker.broadcast("live.flood", str(number).encode(), {})
-            assert (await anext(signals)).body == str(number).encode()
+            assert (await heard(signals)).body == str(number).encode()
+
+
+@case("seam")
+async def a_slow_listener_is_told(world: World) -> None:
+    """A listener that fell too far behind is told how many of the oldest signals it missed, and hears the others."""
+    speaker, slow = await world.engine(), await world.engine()
+    said = LISTENER_ROOM + 500
+    async with slow.listen(["live.flood"]) as signals, slow.listen(["live.end"]) as end:
+        for first in range(0, said, 500):
+            await asyncio.gather(*(speaker.broadcast("live.flood", b"%d" % n, {}) for n in range(first, first + 500)))
+        await speaker.broadcast("live.end", b"", {})
+        await heard(end)  # what was said before it has arrived too
+        lagged = await anext(signals)
+        assert isinstance(lagged, Lagged)
+        assert lagged.missed is not None
+        got = [int((await heard(signals)).body) for _ in range(said - lagged.missed)]
+    assert 500 <= lagged.missed < said
+    assert sorted(got)[-1] == said - 1
 
 
 @case("seam")
@@ -200,5 +218,5 @@ async def _echo(subject: str, body: bytes, headers: Headers) -> Reply:
     return Reply(body, headers)
 
 
-async def _until(signals: AsyncIterator[Signal], count: int) -> list[str]:
-    return [(await anext(signals)).channel for _ in range(count)]
+async def _until(signals: AsyncIterator[Signal | Lagged], count: int) -> list[str]:
+    return [(await heard(signals)).channel for _ in range(count)]

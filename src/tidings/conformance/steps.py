@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 
-from tidings.engine import Claim, Delivery, Done, Engine, Failure, Group, Outgoing, Stored
+from tidings.engine import Claim, Delivery, Done, Engine, Failure, Group, Lagged, Outgoing, Signal, Stored
 
 from .world import World
 
@@ -36,6 +36,13 @@ def group(world: World, name: str = "g", *filters: str, paused: bool = False) ->
 async def publish(engine: Engine, *bodies: str, subject: str = "events.a") -> list[Stored]:
     """Publish one message for each body."""
     return await engine.publish([message(body, subject=subject) for body in bodies])
+
+
+async def heard(signals: AsyncIterator[Signal | Lagged]) -> Signal:
+    """The next thing that was said, where nothing may be missing."""
+    signal = await anext(signals)
+    assert isinstance(signal, Signal), f"missed something: {signal}"
+    return signal
 
 
 def texts(deliveries: Iterable[Delivery]) -> list[str]:

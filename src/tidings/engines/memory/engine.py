@@ -15,6 +15,7 @@ from tidings.engine import (
     Group,
     GroupState,
     Headers,
+    Lagged,
     Outcome,
     Outgoing,
     Record,
@@ -201,7 +202,7 @@ class MemoryEngine:
         return self._store.channels.say(Signal(channel, body, dict(headers)))
 
     @asynccontextmanager
-    async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal]]:
+    async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal | Lagged]]:
         await self._turn()
         listener = self._store.channels.enter(channels)
         self._listeners.add(listener)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from tidings.engine import Headers, Reply, Responder, Signal
+from tidings.engine import Headers, Lagged, Reply, Responder, Signal
 from tidings.errors import Closed
 from tidings.subjects import matches
 
@@ -17,7 +17,7 @@ from .bell import Bell
 _log: Final = logging.getLogger("tidings.memory")
 
 
-class Listener(AsyncIterator[Signal]):
+class Listener(AsyncIterator[Signal | Lagged]):
     """One `listen` of one connection: what was said and not yet taken."""
 
     def __init__(self, channels: Sequence[str], room: int) -> None:
@@ -25,7 +25,7 @@ class Listener(AsyncIterator[Signal]):
         self._room = room
         self._heard: deque[Signal] = deque()
         self._news = Bell()
-        self._missed = False
+        self._missed = 0
         self._left = False
         self._closed = False
 
@@ -34,11 +34,9 @@ class Listener(AsyncIterator[Signal]):
         return any(matches(filter, channel) for filter in self._channels)
 
     def tell(self, signal: Signal) -> None:
-        """Queue a signal; of a listener that is too far behind the oldest one goes, which is logged once a time."""
+        """Queue a signal; of a listener that is too far behind the oldest one goes, and it is told."""
         if len(self._heard) >= self._room:
-            if not self._missed:
-                _log.warning("a listener of %s is too slow: its oldest signals are dropped", ", ".join(self._channels))
-            self._missed = True
+            self._missed += 1
             self._heard.popleft()
         self._heard.append(signal)
         self._news.ring()
@@ -49,14 +47,16 @@ class Listener(AsyncIterator[Signal]):
         self._closed = self._closed or closed
         self._news.ring()
 
-    async def __anext__(self) -> Signal:
+    async def __anext__(self) -> Signal | Lagged:
         while not self._heard:
             if self._closed:
                 raise Closed("the engine was closed while something listened")
             if self._left:
                 raise StopAsyncIteration
             await self._news.wait()
-        self._missed = False
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            return Lagged(missed)
         return self._heard.popleft()
 
 

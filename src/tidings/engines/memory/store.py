@@ -12,6 +12,7 @@ import msgspec
 
 from tidings.clock import Clock, SystemClock, Timer
 from tidings.engine import (
+    LISTENER_ROOM,
     Claim,
     Dead,
     DeadLetter,
@@ -56,7 +57,7 @@ class MemoryStore:
         *,
         limit: int = -1,
         window: float = 120.0,
-        room: int = 10_000,
+        room: int = LISTENER_ROOM,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.log = Log(self.clock, window)

@@ -203,6 +203,9 @@ class NatsPy:
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.shield(task)
+            if not self._client.is_connected:
+                # Once its reader has ended, nats-py's flush returns without having heard anything.
+                raise ConnectionResetError("the connection was lost")
         except Exception as error:
             self._lost(error)
             raise ConnectionError(f"{self.server} does not answer: {error}") from error

@@ -16,6 +16,7 @@ from ...engine import (
     Group,
     GroupState,
     Headers,
+    Lagged,
     Outcome,
     Outgoing,
     Record,
@@ -253,7 +254,7 @@ class NatsEngine:
         self._check_open()
         return await self._live.broadcast(channel, body, headers)
 
-    def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal]]:
+    def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal | Lagged]]:
         self._check_open()
         return self._live.listen(channels)
 
@@ -294,5 +295,6 @@ class NatsEngine:
             puller.settled(delivery)
 
     def _ring(self) -> None:
+        self._live.reconnected()
         for puller in self._pullers.values():
             puller.reconnected()

@@ -7,9 +7,8 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
 
-from ...engine import Headers, Reply, Responder, Signal
+from ...engine import LISTENER_ROOM, Headers, Lagged, Reply, Responder, Signal
 from ...errors import Closed, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
 from ...subjects import check_subject, matches, normalise
 from .connection import Frame, OnFrame
@@ -18,9 +17,6 @@ from .wire import check_headers, clean
 
 log = logging.getLogger("tidings.engines.nats")
 
-_KEPT: Final = 10_000
-"""Signals kept for a listener that is slow; beyond that its oldest are dropped."""
-
 
 class Live:
     def __init__(self, link: Link, timeout: float, limit: Callable[[], int]) -> None:
@@ -28,6 +24,7 @@ class Live:
         self._limit = limit
         self._timeout = timeout
         self._listeners: set[_Ear] = set()
+        self._generation = link.generation
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
         """See `Engine.broadcast`: True or False."""
@@ -48,7 +45,7 @@ class Live:
             answer.cancel()
 
     @asynccontextmanager
-    async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal]]:
+    async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal | Lagged]]:
         """See `Engine.listen`."""
         await self._link.ready(self._timeout)
         filters = normalise(list(channels))
@@ -107,6 +104,13 @@ class Live:
         for ear in self._listeners:
             ear.end(Closed("the engine was closed"))
 
+    def reconnected(self) -> None:
+        """The connection was lost, or stands again: then every listener is told that it may have missed something."""
+        if self._link.generation != self._generation:
+            self._generation = self._link.generation
+            for ear in self._listeners:
+                ear.miss()
+
     async def _answer(self, frame: Frame, responder: Responder) -> None:
         try:
             reply = await responder(frame.subject, frame.body, clean(frame.headers))
@@ -126,7 +130,8 @@ class Live:
 class _Ear:
     def __init__(self, filters: Sequence[str]) -> None:
         self._filters = filters
-        self._kept: deque[Signal] = deque(maxlen=_KEPT)
+        self._kept: deque[Signal | Lagged] = deque()
+        self._missed = 0
         self._heard = asyncio.Event()
         self._ended: Exception | None = None
 
@@ -139,9 +144,17 @@ class _Ear:
         return hear
 
     def _keep(self, frame: Frame) -> None:
-        if len(self._kept) == _KEPT:
-            log.warning("a listener is too slow for %s: its oldest signal is dropped", frame.subject)
+        if len(self._kept) == LISTENER_ROOM and isinstance(self._kept.popleft(), Signal):
+            self._missed += 1
         self._kept.append(Signal(frame.subject, frame.body, clean(frame.headers)))
+        self._heard.set()
+
+    def miss(self) -> None:
+        """What was said while the connection was lost is missing here."""
+        if len(self._kept) < LISTENER_ROOM:
+            self._kept.append(Lagged(None))
+        else:
+            self._missed += 1  # much is missing anyhow
         self._heard.set()
 
     def end(self, how: Exception) -> None:
@@ -151,11 +164,14 @@ class _Ear:
     def __aiter__(self) -> _Ear:
         return self
 
-    async def __anext__(self) -> Signal:
+    async def __anext__(self) -> Signal | Lagged:
         # No generator: one that is cancelled while it waits would be over for good.
         while not self._kept:
             if self._ended:
                 raise self._ended
             self._heard.clear()
             await self._heard.wait()
+        if self._missed:
+            missed, self._missed = self._missed, 0
+            return Lagged(missed)
         return self._kept.popleft()
