@@ -47,6 +47,10 @@ class Place:
     def as_user(self, name: str) -> Place:
         return self._changed("//postgres:", f"//{name}:")
 
+    def with_driver(self, name: str) -> Place:
+        """The same database by another async driver."""
+        return Place(self.kind, re.sub(r"^\w+(\+\w+)?:", f"{self.kind}+{name}:", self.url), self.sync_url)
+
     def _changed(self, pattern: str, by: str) -> Place:
         return Place(self.kind, re.sub(pattern, by, self.url), re.sub(pattern, by, self.sync_url))
 

@@ -289,8 +289,9 @@ class Bus:
 
     def outbox(self, session: Any) -> SessionOutbox:
         """Publish with a transaction of your own: `await bus.outbox(session).publish(event)` writes a row into the
-        session's transaction; the event leaves after your commit, or not at all."""
-        return SessionOutbox(self.connect, session)
+        session's transaction; the event leaves after your commit, or not at all. For a sync session, as in a plain
+        `def` route or Flask: `bus.outbox(session).publish_sync(event)`."""
+        return SessionOutbox(self.connect, self._sync.connected, session)
 
     # --- live -----------------------------------------------------------------------------------------------------
 

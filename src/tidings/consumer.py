@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 
+from . import failpoints
 from .each import Each
 from .engine import Delivery, Engine
 from .errors import Closed, Conflict, EngineError, TidingsError
@@ -89,6 +90,7 @@ class Consumer:
                 pause = min(2 * pause, _MOST_PAUSE)
                 continue
             pause = 0.1
+            failpoints.here("pull.ended")
             if self._rate is not None:
                 self._rate.take(len(deliveries))
             # What has crashed before goes last: it waits for the others, not they for it.

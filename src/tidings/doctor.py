@@ -27,6 +27,7 @@ from .embedded.locate import MIN_FREE
 from .engine import FOR_PUBLISHERS, Engine
 from .engines import Place
 from .errors import TidingsError
+from .settings import load
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -189,7 +190,7 @@ async def _database(url: str) -> AsyncIterator[Finding]:
     try:
         from sqlalchemy.ext.asyncio import create_async_engine
 
-        from .sql import SqlUnits, database_url, masked
+        from .sql import SqlUnits, Tables, database_url, masked
 
         engine: AsyncEngine = create_async_engine(database_url(url))
     except (TidingsError, ImportError) as error:
@@ -200,7 +201,8 @@ async def _database(url: str) -> AsyncIterator[Finding]:
         # Asking SQLite would make the file.
         yield Finding("database", "ok", f"{shown} is made at the first start")
         return
-    units = SqlUnits(engine)
+    settings = load()
+    units = SqlUnits(engine, tables=Tables(settings.tables_prefix, settings.tables_schema))
     try:
         pending = (await units.migrations.status()).pending
         if pending:

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
+from . import failpoints
 from .clock import Clock, timeout
 from .codec import Codec, codec_for
 from .engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
@@ -200,7 +201,9 @@ class Handling:
                 else:
                     provider = self.publisher.registry.providers[parameter.type]
                     arguments[parameter.name] = await provided(provider, stack)
-            return await call(self.handler.function, arguments, self.plan.is_async, unit)
+            result = await call(self.handler.function, arguments, self.plan.is_async, unit)
+        failpoints.here("handler.returned")
+        return result
 
     def _follow_ups(self, result: Any, message: Message[Any]) -> list[Outgoing]:
         if result is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from . import failpoints
 from .clock import Clock
 from .engine import Delivery, Engine, Outcome
 from .errors import Closed, EngineError
@@ -86,7 +87,9 @@ class Hands:
             if not batch:
                 return
             try:
+                failpoints.here("settle.begun")
                 await self.engine.settle(batch)
+                failpoints.here("settle.ended")
                 return
             except Closed:
                 return

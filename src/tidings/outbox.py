@@ -3,37 +3,45 @@
 The process that staged a message sends it right after the commit. What a crash left behind is found by any process
 with a relay, leased row by row so that two relays share the work, and sent under the same id, so that sending twice
 stores once.
+
+Messages with a key leave in the order of their commits, over all processes: none is sent while an earlier one with its
+key is still in the outbox.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from . import failpoints
 from .clock import Clock
 from .engine import Outgoing
 from .errors import ConfigError, EngineError, InvalidMessage
+from .message import KEY
 from .publisher import Publisher
 from .unit import Units
 
 log = logging.getLogger("tidings.outbox")
 
-_SWEEP_EVERY = 5.0
 _BATCH = 500
+_AGAIN = 0.05
+"""Seconds until a message is looked at again that waits for an earlier one with its key."""
 
 
 class Relay:
     """Sends staged messages of one database."""
 
-    def __init__(self, units: Units, publisher: Publisher, clock: Clock) -> None:
+    def __init__(self, units: Units, publisher: Publisher, clock: Clock, *, lease: float = 30.0) -> None:
         self.units = units
         self._publisher = publisher
         self._clock = clock
+        self._patience = lease / 3
+        self._sweep_every = lease / 6
         self._waiting: list[Outgoing] = []
-        self._unsure: list[Outgoing] = []
+        self._unsure: dict[tuple[str, str], tuple[Outgoing, float]] = {}
         self._sending = asyncio.Lock()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -63,12 +71,13 @@ class Relay:
 
     def send_soon(self, messages: Sequence[Outgoing]) -> None:
         """These were committed just now. Returns at once."""
-        self._waiting.extend(messages)
-        self._wake.set()
+        self._waiting.extend(message for message in messages if KEY not in message.headers)
+        self.look_soon([message for message in messages if KEY in message.headers])
 
     def look_soon(self, messages: Sequence[Outgoing]) -> None:
-        """These belong to a transaction of the application that has ended: those it committed are sent."""
-        self._unsure.extend(messages)
+        """These belong to a transaction that has ended: those that it committed are sent, each in its turn."""
+        until = self._clock.monotonic() + self._patience
+        self._unsure.update({(message.subject, message.id): (message, until) for message in messages})
         self._wake.set()
 
     async def _send_all(self) -> None:
@@ -78,15 +87,34 @@ class Relay:
             await self._send_waiting()
 
     async def _send_waiting(self) -> bool:
+        """Whether something was there to be sent, and was."""
         async with self._sending:
             batch, self._waiting = self._waiting, []
-            unsure, self._unsure = self._unsure, []
-            if unsure:
-                try:
-                    batch += await self.units.committed(unsure)
-                except Exception as error:
-                    log.warning("the outbox cannot be read at the moment, a later sweep sends: %s", error)
+            batch += await self._in_turn()
+            if not batch:
+                return False
+            failpoints.here("relay.begun")
             return await self._send(batch)
+
+    async def _in_turn(self) -> list[Outgoing]:
+        """Those of the unsure ones that are to be sent now. Who waits for another process's for too long, or cannot be
+        looked up, is left to a sweep."""
+        unsure, self._unsure = self._unsure, {}
+        if not unsure:
+            return []
+        try:
+            turn = await self.units.committed([message for message, _ in unsure.values()])
+        except Exception as error:
+            log.warning("the outbox cannot be read at the moment, a later sweep sends: %s", error)
+            return []
+        now = self._clock.monotonic()
+        for message in turn.behind:
+            key = message.subject, message.id
+            if unsure[key][1] > now:
+                self._unsure.setdefault(key, unsure[key])
+        if self._unsure:
+            self._clock.call_later(_AGAIN, self._wake.set)
+        return turn.ready
 
     async def _sweep_all(self) -> None:
         while True:
@@ -96,17 +124,22 @@ class Relay:
                 log.warning("the outbox cannot be read at the moment: %s", error)
                 leftovers = []
             if leftovers:
+                failpoints.here("relay.leased")
                 log.info("sending %d message(s) left in the outbox by a process that stopped", len(leftovers))
                 async with self._sending:
                     sent = await self._send(leftovers)
                 if sent:
                     continue
-            await self._clock.sleep(_SWEEP_EVERY)
+            await self._clock.sleep(self._sweep_every)
 
-    async def _send(self, batch: list[Outgoing]) -> bool:
-        """Send and mark; a batch that fails stays in the database and is found by the next sweep."""
-        if not batch:
-            return True
+    async def _send(self, batch: Sequence[Outgoing]) -> bool:
+        """Send and mark; what fails stays in the database and is found by a later sweep."""
+        for wave in waves(batch):
+            if not await self._send_together(wave):
+                return False
+        return True
+
+    async def _send_together(self, batch: list[Outgoing]) -> bool:
         try:
             await self._publisher.send(batch)
         except InvalidMessage as error:
@@ -117,19 +150,21 @@ class Relay:
         except Exception:
             log.critical("%d message(s) stay in the outbox for now, by an error of ours", len(batch), exc_info=True)
             return False
+        failpoints.here("relay.sent")
         return await self._mark(batch)
 
     async def _send_singly(self, batch: list[Outgoing], error: InvalidMessage) -> bool:
         """One of them cannot be stored by this engine: it must not hold the others back."""
-        sent = []
-        for message in batch:
-            with contextlib.suppress(EngineError):
-                try:
-                    await self._publisher.send([message])
-                    sent.append(message)
-                except InvalidMessage as refused:
-                    log.error("outbox: message %s on %s cannot be sent: %s", message.id, message.subject, refused)
-        return bool(sent) and await self._mark(sent)
+        if len(batch) > 1:
+            return all([await self._send_together([message]) for message in batch])
+        [message] = batch
+        log.error("outbox: message %s on %s cannot be sent: %s", message.id, message.subject, error)
+        try:
+            await self.units.mark_refused(message, str(error))
+        except Exception as trouble:
+            log.warning("the outbox cannot be written at the moment: %s", trouble)
+            return False
+        return True
 
     async def _mark(self, batch: list[Outgoing]) -> bool:
         try:
@@ -139,7 +174,23 @@ class Relay:
                 "sent, but not yet taken out of the outbox (it will be sent again under the same ids): %s", error
             )
             return False
+        failpoints.here("relay.marked")
         return True
+
+
+def waves(batch: Sequence[Outgoing]) -> list[list[Outgoing]]:
+    """What may be sent together: of each key one, so that none is in the log if an earlier one was not stored."""
+    found: list[list[Outgoing]] = []
+    turns: Counter[str] = Counter()
+    for message in batch:
+        key = message.headers.get(KEY)
+        turn = 0 if key is None else turns[key]
+        if key is not None:
+            turns[key] += 1
+        if turn == len(found):
+            found.append([])
+        found[turn].append(message)
+    return found
 
 
 def relay_for(relays: Sequence[Relay], session: Any) -> Relay:

@@ -41,7 +41,7 @@ class Running:
         self.namespace = namespace
         self.units = list(units)
         self.publisher = Publisher(engine, bus.registry, source=bus.name, roots=bus.roots, clock=bus.clock)
-        self.relays = [Relay(unit, self.publisher, bus.clock) for unit in self.units]
+        self.relays = [Relay(unit, self.publisher, bus.clock, lease=bus.settings.lease) for unit in self.units]
         self.worker: Worker | None = None
         self.ticker: Ticker | None = None
         self.janitor: Janitor | None = None
@@ -178,9 +178,10 @@ def units_of(bus: Bus, stack: AsyncExitStack) -> list[Units]:
     """Units of work for the sessions the bus was given; leaving `stack` closes them."""
     units: list[Units] = []
     for maker in bus.sessions:
-        from .sql import units_for
+        from .sql import Tables, units_for
 
-        made = units_for(maker)
+        settings = bus.settings
+        made = units_for(maker, Tables(settings.tables_prefix, settings.tables_schema), lease=settings.lease)
         stack.push_async_callback(made.close)
         units.append(made)
     return units

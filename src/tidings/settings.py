@@ -27,6 +27,10 @@ class Settings(msgspec.Struct, frozen=True):
     """The engine: `embedded:` or `embedded:./dir`, `nats://host1,host2/namespace`, `tls://…`, `memory:`."""
     database_url: str | None = None
     """The user's database, for `tidings db` and the reference application."""
+    tables_prefix: str = "tidings_"
+    """What the names of the framework's tables in that database begin with."""
+    tables_schema: str | None = None
+    """The schema that they are in (PostgreSQL); None is the connection's first."""
     namespace: str = ""
     """Name of the system on the engine; the URL's path, else `tidings`."""
     roots: tuple[str, ...] = ("events.>",)

@@ -15,13 +15,14 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, Unconfirmed
+from .errors import ConfigError, EngineUnavailable, Unconfirmed
 from .events import spec_of
 from .message import new_id
 from .publisher import Receipt
 
 if TYPE_CHECKING:
     from .bus import Bus
+    from .running import Running
 
 
 _OF_PARENTS: list[asyncio.AbstractEventLoop] = []
@@ -53,6 +54,25 @@ class SyncPublisher:
         future.cancel()
         why = "the event loop ended before the answer came" if done else f"no answer within {timeout:g} s"
         raise Unconfirmed(f"{why}: publish again with id={id!r}", (Receipt(id, _subject(what)),))
+
+    def connected(self, timeout: float) -> Running:
+        """The bus, connected in whatever loop of this process it runs in. Raises what `Bus.connect` raises;
+        `EngineUnavailable` after `timeout` seconds, `ConfigError` where waiting would block an event loop."""
+        running = self._bus.connected
+        if running is not None and running.loop.is_running():
+            return running
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise ConfigError("connecting would block this event loop: connect the bus before, `async with bus:`")
+        future = asyncio.run_coroutine_threadsafe(self._bus.connect(), self._running_loop())
+        try:
+            return future.result(timeout)
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise EngineUnavailable(f"the bus is not connected after {timeout:g} s: is the engine there?") from None
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:

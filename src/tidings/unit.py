@@ -64,12 +64,24 @@ class Unit(Protocol):
         ...
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """Committed messages of this process, in the order of their commits."""
+
+    ready: list[Outgoing]
+    behind: list[Outgoing]
+    """Not yet to be sent: an earlier message with the same key has not left."""
+
+
 class StagingOutbox(Protocol):
     """The outbox inside somebody else's transaction."""
 
     async def stage(self, messages: Sequence[Outgoing], after_commit: Callable[[], object] | None = None) -> None:
         """Write the messages into the transaction. `after_commit` is called when it has ended well, maybe in another
         thread; it is a hint that `Units.committed` confirms."""
+        ...
+
+    def stage_sync(self, messages: Sequence[Outgoing], after_commit: Callable[[], object] | None = None) -> None:
+        """`stage` for a connection that is used without an event loop."""
         ...
 
 
@@ -108,9 +120,9 @@ class Units(Protocol):
         """The outbox inside an open transaction that the application owns."""
         ...
 
-    async def committed(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those of the messages staged through `outbox` whose transaction has really committed and that this process
-        is to send; a savepoint or an outer transaction may have taken some back."""
+    async def committed(self, messages: Sequence[Outgoing]) -> Turn:
+        """Those of the messages staged in this process whose transaction has really committed and that it is to send;
+        a savepoint or an outer transaction may have taken some back."""
         ...
 
     async def oldest_unsent(self) -> float | None:
@@ -119,11 +131,17 @@ class Units(Protocol):
 
     async def unsent(self, limit: int) -> list[Outgoing]:
         """Lease up to `limit` staged messages that nobody has sent for a while, oldest first: leftovers of crashed
-        processes. Two relays never get the same one at the same time."""
+        processes. Two relays never get the same one at the same time, nor one while an earlier one with the same key
+        is somebody else's to send."""
         ...
 
     async def mark_sent(self, messages: Sequence[Outgoing]) -> None:
         """They are in the log: take them out of the outbox."""
+        ...
+
+    async def mark_refused(self, message: Outgoing, why: str) -> None:
+        """The engine does not take it: it stays in the outbox, is tried again about once an hour, and no other message
+        waits for it."""
         ...
 
     async def prune_inbox(self, older_than: float) -> int:

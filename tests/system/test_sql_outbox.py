@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -15,8 +16,10 @@ from sqlalchemy.orm import Session
 
 from sql_app import App, key, message
 from tidings.clock import ManualClock
+from tidings.engine import Outgoing
 from tidings.errors import ConfigError, DatabaseBehind
-from tidings.sql import Migrations, Outbox
+from tidings.sql import Migrations, Outbox, Tables
+from tidings.unit import Turn
 
 if TYPE_CHECKING:
     from databases import Place
@@ -46,12 +49,12 @@ async def test_staging_in_ones_own_session(app: App) -> None:
         assert calls == []
         assert session.in_transaction()
         await session.rollback()
-    assert (calls, await app.units.committed([message(1)])) == ([], [])
+    assert (calls, (await app.units.committed([message(1)])).ready) == ([], [])
     async with sessions() as session:
         await app.units.outbox(session).stage([message(1), message(2, not_before=5.0)], after_commit=calls)
         await session.commit()
         assert calls == ["called"]
-        assert await app.units.committed([message(1), message(2), message(3)]) == [
+        assert (await app.units.committed([message(1), message(2), message(3)])).ready == [
             message(1),
             message(2, not_before=5.0),
         ]
@@ -70,7 +73,7 @@ async def test_a_savepoint_takes_back_what_was_staged_in_it(app: App) -> None:
         await savepoint.rollback()
         assert calls == []
     assert calls
-    assert await app.units.committed([message(1), message(2)]) == [message(1)]
+    assert (await app.units.committed([message(1), message(2)])).ready == [message(1)]
 
 
 async def test_staging_in_ones_own_connection(database: Place, app: App) -> None:
@@ -82,7 +85,7 @@ async def test_staging_in_ones_own_connection(database: Place, app: App) -> None
     async with engine.connect() as connection:
         await app.units.outbox(connection).stage([message(2)], after_commit=calls)
     assert calls == ["called"]
-    assert await app.units.committed([message(1), message(2)]) == [message(1)]
+    assert (await app.units.committed([message(1), message(2)])).ready == [message(1)]
     await engine.dispose()
 
 
@@ -99,7 +102,7 @@ async def test_staging_in_a_sync_session_and_connection(database: Place, app: Ap
         return threading.get_ident()
 
     assert [await asyncio.to_thread(work)] * 2 == threads
-    assert await app.units.committed([message(1), message(2)]) == [message(1), message(2)]
+    assert (await app.units.committed([message(1), message(2)])).ready == [message(1), message(2)]
 
 
 async def test_a_callback_that_fails_harms_nobody(app: App, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,14 +115,14 @@ async def test_a_callback_that_fails_harms_nobody(app: App, caplog: pytest.LogCa
         await app.units.outbox(session).stage([message(1)], after_commit=fail)
         await session.commit()
     assert "after a commit" in caplog.text
-    assert await app.units.committed([message(1)]) == [message(1)]
+    assert (await app.units.committed([message(1)])).ready == [message(1)]
 
 
 async def test_the_wrong_way_to_stage_is_refused(app: App) -> None:
     """`stage` wants an async session, `stage_sync` a sync one; each says so."""
-    with pytest.raises(ConfigError, match="stage_sync"):
+    with pytest.raises(ConfigError, match="publish_sync"):
         await Outbox(Session()).stage([message(1)])
-    with pytest.raises(ConfigError, match=r"await stage\(\)"):
+    with pytest.raises(ConfigError, match=r"await bus\.outbox"):
         Outbox(AsyncSession()).stage_sync([message(1)])
 
 
@@ -228,9 +231,9 @@ async def test_postgresql_without_tables_names_the_command(postgresql: Place) ->
 async def test_concurrent_upgrades_happen_once(database: Place) -> None:
     """Four processes that upgrade at the same time: one does it, the others wait and find nothing to do."""
     done = await asyncio.gather(*(Migrations(database.url).upgrade() for _ in range(4)))
-    assert sorted(done) == [[], [], [], ["0001_inbox_outbox"]]
+    assert sorted(done) == [[], [], [], ["0001_inbox_outbox", "0002_outbox_order"]]
     status = await Migrations(database.url).status()
-    assert (status.applied, status.pending) == (("0001_inbox_outbox",), ())
+    assert (status.applied, status.pending) == (("0001_inbox_outbox", "0002_outbox_order"), ())
 
 
 async def test_the_text_applied_by_hand_is_the_upgrade(database: Place) -> None:
@@ -249,15 +252,12 @@ async def test_the_text_applied_by_hand_is_the_upgrade(database: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "outbox"), [({"prefix": "two_"}, "two_outbox"), ({"schema": "app"}, "app.tidings_outbox")]
+    ("tables", "outbox"), [(Tables("two_"), "two_outbox"), (Tables(schema="app"), "app.tidings_outbox")]
 )
-async def test_prefix_and_schema_keep_two_applications_apart(
-    postgresql: Place, names: dict[str, Any], outbox: str
-) -> None:
+async def test_prefix_and_schema_keep_two_applications_apart(postgresql: Place, tables: Tables, outbox: str) -> None:
     """Two prefixes, or two schemas, in one database know nothing of each other."""
     one = await App.start(postgresql)
-    await one.sql("CREATE SCHEMA app")
-    two = await App.start(postgresql, **names)
+    two = await App.start(postgresql, tables=tables)
     for app in (one, two):
         async with app.units.begin(AsyncSession) as unit:
             assert await unit.fresh([key(1)]) == {key(1)}
@@ -272,3 +272,61 @@ async def test_prefix_and_schema_keep_two_applications_apart(
     assert await two.units.prune_inbox(-1) == 1
     for app in (one, two):
         await app.close()
+
+
+def keyed(number: int, key: str = "k") -> Outgoing:
+    return message(number, headers={"ce-partitionkey": key})
+
+
+async def test_rows_with_a_key_leave_in_the_order_of_their_commits(postgresql: Place) -> None:
+    """Of two transactions that stage on one key the one that commits first leaves first, whichever staged first; while
+    its message is there, the other's is not handed out, nor to another relay."""
+    first, second = await App.start(postgresql), await App.start(postgresql)
+    async with first.units.begin(AsyncSession) as early, second.units.begin(AsyncSession) as late:
+        await early.stage([keyed(1), keyed(2, "other")])
+        await late.stage([keyed(3), keyed(4)])
+        await late.commit()
+        await early.commit()
+    assert await second.units.committed([keyed(3), keyed(4)]) == Turn([keyed(3), keyed(4)], [])
+    assert await first.units.committed([keyed(1), keyed(2, "other")]) == Turn([keyed(2, "other")], [keyed(1)])
+    await first.end_leases()
+    assert await first.units.unsent(1) == [keyed(3)]
+    assert await second.units.unsent(10) == [keyed(2, "other")]  # 4 and 1 wait for 3, which is the other's
+    await first.units.mark_sent([keyed(3)])
+    assert await second.units.unsent(10) == [keyed(4), keyed(1)]
+    await first.close()
+    await second.close()
+
+
+async def test_concurrent_commits_on_one_key_take_positions_in_their_order(postgresql: Place) -> None:
+    """Forty transactions at once that stage first and take a row's lock afterwards: positions follow the row."""
+    app = await App.start(postgresql, pool={"pool_size": 10, "max_overflow": 0})
+    await app.sql("INSERT INTO items VALUES (1, 0)")
+    dice = random.Random(7)
+
+    async def work(number: int) -> int:
+        async with app.sessions() as session, session.begin():
+            await app.units.outbox(session).stage([keyed(number)])
+            await asyncio.sleep(dice.uniform(0, 0.02))
+            row = await session.execute(text("UPDATE items SET n = n + 1 WHERE id = 1 RETURNING n"))
+            return int(row.scalar_one())
+
+    turns = await asyncio.gather(*(work(number) for number in range(40)))
+    order = await app.sql("SELECT message_id FROM tidings_outbox ORDER BY position")
+    assert [name for (name,) in order] == [f"m{turns.index(turn)}" for turn in range(1, 41)]
+    await app.close()
+
+
+async def test_a_refused_message_holds_nobody_back(app: App) -> None:
+    """What the engine does not take stays, with what it said, is left alone for a while, and its key goes on."""
+    async with app.units.begin(AsyncSession) as unit:
+        await unit.stage([keyed(1), keyed(2)])
+        await unit.commit()
+    await app.end_leases()
+    assert await app.units.unsent(1) == [keyed(1)]
+    await app.units.mark_refused(keyed(1), "too large")
+    assert await app.units.unsent(10) == [keyed(2)]
+    assert await app.sql("SELECT message_id, refused FROM tidings_outbox ORDER BY position") == [
+        ("m1", "too large"),
+        ("m2", None),
+    ]

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from tidings.errors import ConfigError, MissingExtra
-from tidings.sql import Migrations, SqlUnits, units_for
+from tidings.sql import Migrations, SqlUnits, Tables, units_for
 
 
 class OwnAsync(AsyncSession):
@@ -74,7 +74,7 @@ async def test_a_sessionmaker_may_be_bound_later(url: str) -> None:
 def test_a_prefix_that_would_need_quoting_is_refused(url: str, prefix: str) -> None:
     """The prefix becomes part of SQL, so only plain names are let through."""
     with pytest.raises(ConfigError, match="prefix="):
-        SqlUnits(create_async_engine(url), prefix=prefix)
+        SqlUnits(create_async_engine(url), tables=Tables(prefix))
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ async def test_a_driver_that_nobody_knows_is_refused_in_words() -> None:
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
 def test_the_text_for_the_database_administrator_is_complete(dialect: str) -> None:
-    """`sql()` has every statement with names filled in, in one transaction, and records itself."""
-    text = Migrations("sqlite:///x.db", prefix="app_").sql(dialect)
-    assert text.count("BEGIN;") == text.count("COMMIT;") == 1
+    """`sql()` has every statement with names filled in, a transaction for each file that records itself."""
+    text = Migrations("sqlite:///x.db", tables=Tables("app_")).sql(dialect)
+    assert text.count("BEGIN;") == text.count("COMMIT;") == text.count("INSERT INTO app_migrations") == 2
     assert "{" not in text
     assert "INSERT INTO app_migrations (version, name, applied_at) VALUES (1, '0001_inbox_outbox'" in text

@@ -5,6 +5,7 @@ them in the event loop through SQLAlchemy's own bridge, a sync session in a thre
 
     urls          plain database URLs, made usable and made printable
     dialects      what SQLite and PostgreSQL do differently
+    tables        what they are called: prefix and schema
     store         the statements on inbox and outbox
     lanes         where SQLAlchemy's calls run
     transaction   one transaction, from its begin to the connection's return to the pool
@@ -27,6 +28,7 @@ except ImportError as error:
 
 from .migrations import Migration, Migrations, Status
 from .outbox import Outbox
+from .tables import Tables
 from .units import SqlUnit, SqlUnits, units_for
 from .urls import database_url, masked
 
@@ -37,6 +39,7 @@ __all__ = [
     "SqlUnit",
     "SqlUnits",
     "Status",
+    "Tables",
     "database_url",
     "masked",
     "units_for",

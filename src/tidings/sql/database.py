@@ -105,6 +105,15 @@ class Database:
             await transaction.commit()
             return result
 
+    async def look(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`run` for a function that only reads: on SQLite it waits for no writer."""
+        transaction = Transaction(self._lane(False), self.dialect, self.description, reads_only=True)
+        try:
+            await transaction.open()
+            return await transaction.call(function, *args, **kwargs)
+        finally:
+            await transaction.end()
+
     def close(self) -> None:
         """Let go of the threads; the engine is the application's."""
         self._threads.close()

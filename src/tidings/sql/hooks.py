@@ -12,12 +12,14 @@ log = logging.getLogger("tidings.sql")
 
 _FAILED: Final = "tidings-failed"
 _AFTER: Final = "tidings-after-commit"
+_BEFORE: Final = "tidings-before-commit"
 
 
 def watch(engine: Engine) -> None:
     """Listen to the engine; idempotent. Changes nothing for who uses it."""
     listeners: list[tuple[str, Callable[..., Any]]] = [
         ("handle_error", _failed),
+        ("commit", _committing),
         ("rollback", _rolled_back),
         ("checkin", _returned),
     ]
@@ -38,6 +40,13 @@ def has_failed(connection: Connection) -> bool:
     return _FAILED in connection.info
 
 
+def before_commit(connection: Connection, callback: Callable[[Connection], object]) -> None:
+    """Call back with the connection as the last thing before the COMMIT of the transaction that is open now. What it
+    raises keeps the transaction from being committed."""
+    watch(connection.engine)
+    connection.info.setdefault(_BEFORE, []).append(callback)
+
+
 def after_commit(connection: Connection, callback: Callable[[], object]) -> None:
     """Call back when the connection returns to its pool after the transaction that is open now, if it has not rolled
     back. In whatever thread that happens; the callback must not block, and its errors are logged.
@@ -55,12 +64,19 @@ def _failed(context: Any) -> None:
         connection.info[_FAILED] = True
 
 
+def _committing(connection: Connection) -> None:
+    for callback in connection.info.pop(_BEFORE, ()):
+        callback(connection)
+
+
 def _rolled_back(connection: Connection) -> None:
     if not connection.closed and not connection.invalidated:
+        connection.info.pop(_BEFORE, None)
         connection.info.pop(_AFTER, None)
 
 
 def _returned(dbapi_connection: Any, record: Any) -> None:
+    record.info.pop(_BEFORE, None)
     for callback in record.info.pop(_AFTER, ()):
         try:
             callback()

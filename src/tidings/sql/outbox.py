@@ -23,7 +23,7 @@ Owner: TypeAlias = (
 class Outbox:
     """The outbox inside somebody's open transaction: what is staged leaves after their commit, or not at all.
 
-    The rows are leased to this process for `STAGE_LEASE` seconds; `after_commit` is its chance to send them at once.
+    The rows are left to this process for a third of the lease; `after_commit` is its chance to send them at once.
     If it does not, or the transaction takes longer, any relay finds them.
     """
 
@@ -38,13 +38,13 @@ class Outbox:
         ask `SqlUnits.committed` what is really there.
         """
         if not isinstance(self._session, AsyncSession | AsyncConnection):
-            raise ConfigError(f"{_name(self._session)} is not async: use stage_sync() where it is used")
+            raise ConfigError(f"{_name(self._session)} is not async: publish with bus.outbox(session).publish_sync(…)")
         await self._session.run_sync(self._stage, messages, after_commit)
 
     def stage_sync(self, messages: Sequence[Outgoing], after_commit: Callable[[], object] | None = None) -> None:
         """`stage` for a sync session or connection; `after_commit` is called in the thread that commits."""
         if not isinstance(self._session, Session | Connection):
-            raise ConfigError(f"{_name(self._session)} is not a sync session or connection: await stage()")
+            raise ConfigError(f"{_name(self._session)} is async: publish with await bus.outbox(session).publish(…)")
         self._stage(self._session, messages, after_commit)
 
     def _stage(self, owner: Any, messages: Sequence[Outgoing], after_commit: Callable[[], object] | None) -> None:

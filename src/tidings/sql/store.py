@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Collection, Sequence
+from functools import cache, partial
+from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Row, TextClause, text
 
+from tidings import failpoints
 from tidings.clock import Clock, SystemClock
 from tidings.engine import Outgoing
-from tidings.errors import ConfigError
-from tidings.unit import InboxKey
+from tidings.message import KEY
+from tidings.unit import InboxKey, Turn
 
+from . import hooks
 from .dialects import dialect_of
+from .tables import Tables
 
-STAGE_LEASE: Final = 10.0  # seconds; the process that stages sends right after its commit
-RELAY_LEASE: Final = 30.0  # seconds; time for a relay to send a batch before another one takes it over
+STAGED_FOR: Final = 1 / 3
+"""Part of the lease for which a staged message is left to its process, which sends right after its commit."""
+_REFUSED_FOR: Final = 3600.0
 
-_NAME = re.compile(r"[a-z_][a-z0-9_]{0,30}\Z")
 _MESSAGE: Final = "position, subject, message_id, headers, body, not_before"
 
 _FRESH: Final = """
@@ -37,14 +40,44 @@ ON CONFLICT DO NOTHING"""
 
 _LEASE: Final = """
 WITH picked AS MATERIALIZED (
-    SELECT position FROM {table}outbox WHERE leased_until <= {now} ORDER BY position LIMIT :limit {skip_locked}
+    SELECT position, partition_key FROM {table}outbox
+    WHERE leased_until <= {now} ORDER BY position LIMIT :limit {skip_locked}
+), next AS MATERIALIZED (
+    SELECT position FROM picked WHERE partition_key IS NULL OR NOT EXISTS (
+        SELECT 1 FROM {table}outbox AS earlier
+        WHERE earlier.partition_key = picked.partition_key AND earlier.position < picked.position
+            AND earlier.refused IS NULL AND earlier.position NOT IN (SELECT position FROM picked)
+    )
 )
 UPDATE {table}outbox SET lease_token = :token, leased_until = {now} + CAST(:lease AS double precision)
-WHERE position IN (SELECT position FROM picked) RETURNING {message}"""
+WHERE position IN (SELECT position FROM next) RETURNING {message}"""
 
 _STAGED: Final = """
-SELECT {message} FROM {table}outbox
-WHERE lease_token = :token AND (subject, message_id) IN (SELECT a, b FROM ({keys}) AS given) ORDER BY position"""
+WITH given AS MATERIALIZED (SELECT a, b FROM ({keys}) AS keys)
+SELECT {message}, partition_key IS NOT NULL AND EXISTS (
+    SELECT 1 FROM {table}outbox AS earlier
+    WHERE earlier.partition_key = staged.partition_key AND earlier.position < staged.position
+        AND earlier.refused IS NULL AND (earlier.subject, earlier.message_id) NOT IN (SELECT a, b FROM given)
+) AS behind
+FROM {table}outbox AS staged
+WHERE lease_token = :token AND (subject, message_id) IN (SELECT a, b FROM given) ORDER BY position"""
+
+_LOCK_KEYS: Final = """
+SELECT pg_advisory_xact_lock(lock) FROM (
+    SELECT CAST(value AS bigint) AS lock FROM json_array_elements_text(CAST(:locks AS json)) ORDER BY 1
+) AS sorted"""
+
+_TAKE_POSITIONS: Final = """
+UPDATE {table}outbox AS staged SET position = moved.next FROM (
+    SELECT position, nextval(pg_get_serial_sequence('{table}outbox', 'position')) AS next FROM (
+        SELECT position FROM {table}outbox
+        WHERE lease_token = :token AND (subject, message_id) IN (SELECT a, b FROM ({keys}) AS given) ORDER BY position
+    ) AS mine
+) AS moved WHERE staged.position = moved.position"""
+
+_REFUSED: Final = """
+UPDATE {table}outbox SET refused = :why, leased_until = {now} + CAST(:lease AS double precision)
+WHERE lease_token = :token AND subject = :subject AND message_id = :id"""
 
 _SENT: Final = """
 DELETE FROM {table}outbox
@@ -63,12 +96,18 @@ class Store:
     """Inbox and outbox of one database. Every method runs inside the caller's transaction.
 
     A staged or leased row carries the `token` of this store, that is of this process. `mark_sent` touches only rows
-    with its own token: a relay that was too slow leaves the row to the one that has taken it over.
+    with its own token: a relay that was too slow leaves the row to the one that has taken it over after `lease`
+    seconds.
+
+    Rows with the same key leave in the order of their commits: their positions rise in it, and none is handed out
+    while an earlier one is there. SQLite has one writer at a time. On PostgreSQL a position is taken at the begin of
+    the commit, under a lock of the key that ends with it.
     """
 
-    def __init__(self, prefix: str = "tidings_", schema: str | None = None, clock: Clock | None = None) -> None:
-        self.prefix, self.schema = checked(prefix, schema)
+    def __init__(self, tables: Tables | None = None, clock: Clock | None = None, lease: float = 30.0) -> None:
+        self.tables = tables or Tables()
         self.token = uuid.uuid4().hex
+        self.lease_time = lease
         self._clock = clock or SystemClock()
 
     def fresh(self, connection: Connection, keys: Sequence[InboxKey]) -> set[InboxKey]:
@@ -79,21 +118,41 @@ class Store:
     def stage(self, connection: Connection, messages: Sequence[Outgoing]) -> None:
         """Add to the outbox, leased to this process; a message that waits there already is not added again."""
         if messages:
-            rows = [{**self._common(), "lease": STAGE_LEASE, **_row(message)} for message in messages]
+            lease = STAGED_FOR * self.lease_time
+            rows = [{**self._common(), "lease": lease, **_row(message)} for message in messages]
             connection.execute(self._statement(connection, _STAGE), rows)
+            keys = {message.headers[KEY] for message in messages if KEY in message.headers}
+            if keys and not dialect_of(connection.dialect.name).one_writer:
+                hooks.before_commit(connection, partial(self._order, messages=messages, keys=keys))
+            failpoints.here("outbox.staged")
+
+    def _order(self, connection: Connection, messages: Sequence[Outgoing], keys: Collection[str]) -> None:
+        locks = sorted({_lock(self.tables.before, key) for key in keys})
+        connection.execute(self._statement(connection, _LOCK_KEYS), {"locks": msgspec.json.encode(locks).decode()})
+        parameters = {"keys": _identities(messages), "token": self.token}
+        connection.execute(self._statement(connection, _TAKE_POSITIONS), parameters)
 
     def lease(self, connection: Connection, limit: int) -> list[Outgoing]:
         """Take over messages whose lease has ended, oldest first; passes over rows that another relay is taking."""
-        rows = self._run(connection, _LEASE, limit=limit, lease=RELAY_LEASE)
+        rows = self._run(connection, _LEASE, limit=limit, lease=self.lease_time)
         return [_outgoing(row) for row in sorted(rows, key=lambda row: row.position)]
 
-    def staged(self, connection: Connection, messages: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those of the messages that are in the outbox and leased to this process, in the order of their staging."""
-        return [_outgoing(row) for row in self._run(connection, _STAGED, keys=_identities(messages))]
+    def staged(self, connection: Connection, messages: Sequence[Outgoing]) -> Turn:
+        """Those of the messages that are in the outbox and leased to this process."""
+        rows = self._run(connection, _STAGED, keys=_identities(messages))
+        return Turn(
+            [_outgoing(row) for row in rows if not row.behind],
+            [_outgoing(row) for row in rows if row.behind],
+        )
 
     def mark_sent(self, connection: Connection, messages: Sequence[Outgoing]) -> None:
         """Delete those that are still leased to this process."""
         connection.execute(self._statement(connection, _SENT), {"keys": _identities(messages), "token": self.token})
+
+    def mark_refused(self, connection: Connection, message: Outgoing, why: str) -> None:
+        """Write down what the engine said, and leave it alone for a while."""
+        parameters = {"subject": message.subject, "id": message.id, "why": why, "lease": _REFUSED_FOR}
+        connection.execute(self._statement(connection, _REFUSED), {**self._common(), **parameters})
 
     def oldest_unsent(self, connection: Connection) -> float | None:
         """Age in seconds of the message that has been in the outbox for longest, None when it is empty."""
@@ -112,20 +171,13 @@ class Store:
         return {"now": self._clock.time(), "token": self.token}
 
     def _statement(self, connection: Connection, template: str) -> TextClause:
-        return _statement(template, connection.dialect.name, qualified(self.prefix, self.schema))
+        return _statement(template, connection.dialect.name, self.tables.before)
 
 
-def checked(prefix: str, schema: str | None) -> tuple[str, str | None]:
-    """Both become part of SQL: only what needs no quoting is let through. Raises `ConfigError`."""
-    for name, value in (("prefix", prefix), ("schema", schema)):
-        if value is not None and not _NAME.match(value):
-            raise ConfigError(f"{name}={value!r}: use up to 31 lower case letters, digits and '_', no digit first")
-    return prefix, schema
-
-
-def qualified(prefix: str, schema: str | None) -> str:
-    """What stands before `inbox` and `outbox` in SQL."""
-    return f'"{schema}".{prefix}' if schema else prefix
+def _lock(table: str, key: str) -> int:
+    """The number of PostgreSQL's advisory lock for a key. Two keys that share one wait for each other, nothing more."""
+    digest = blake2b(f"tidings outbox {table} {key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 @cache
@@ -147,7 +199,7 @@ def _row(message: Outgoing) -> dict[str, Any]:
     return {
         "subject": message.subject,
         "id": message.id,
-        "key": message.headers.get("ce-partitionkey"),
+        "key": message.headers.get(KEY),
         "headers": msgspec.json.encode(message.headers).decode(),
         "body": message.body,
         "not_before": message.not_before,

@@ -33,10 +33,11 @@ class Transaction:
     the connection is thrown away, which rolls back as well, so that the pool never loses a place.
     """
 
-    def __init__(self, lane: Lane, dialect: Dialect, description: str) -> None:
+    def __init__(self, lane: Lane, dialect: Dialect, description: str, *, reads_only: bool = False) -> None:
         self._lane = lane
         self._dialect = dialect
         self._description = description
+        self._reads_only = reads_only
         self._open = False
         self._begun: SessionTransaction | None = None
         self._guarded: list[Session | Connection] = []
@@ -95,6 +96,8 @@ class Transaction:
             session.begin()
         connection = session.connection()
         hooks.watch(connection.engine)
+        if self._reads_only and self._dialect.one_writer:
+            return
         self._dialect.begin(connection)
         hooks.begun(connection)
         self._begun = session.get_transaction()

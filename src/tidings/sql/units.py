@@ -10,16 +10,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
+from tidings import failpoints
 from tidings.clock import Clock
 from tidings.engine import Outgoing
 from tidings.errors import ConfigError, DatabaseBehind
-from tidings.unit import InboxKey
+from tidings.unit import InboxKey, Turn
 
 from .database import Database, Source
 from .dialects import SQLite
 from .migrations import Migrations
 from .outbox import Outbox
 from .store import Store
+from .tables import Tables
 from .transaction import Transaction
 from .trouble import is_conflict, is_transient
 
@@ -41,16 +43,20 @@ class SqlUnit:
 
     async def fresh(self, keys: Sequence[InboxKey]) -> set[InboxKey]:
         """Mark the messages as handled and return those that were not; see `Unit.fresh`."""
-        return await self._transaction.call(self._store.fresh, keys)
+        new = await self._transaction.call(self._store.fresh, keys)
+        failpoints.here("inbox.marked")
+        return new
 
     async def stage(self, messages: Sequence[Outgoing]) -> None:
-        """Put follow-ups into the outbox. For `STAGE_LEASE` seconds they are left to this process to send."""
+        """Put follow-ups into the outbox. For a third of the lease they are left to this process to send."""
         if messages:
             await self._transaction.call(self._store.stage, messages)
 
     async def commit(self) -> None:
         """Flush and commit. Raises `ConfigError` when the handler has ended the transaction behind our back."""
+        failpoints.here("commit.begun")
         await self._transaction.commit()
+        failpoints.here("commit.ended")
 
     async def rollback(self) -> None:
         """Undo everything and give the connection back; idempotent, also on a broken connection."""
@@ -72,12 +78,12 @@ class SqlUnits:
         self,
         sessions: Source,
         *,
-        prefix: str = "tidings_",
-        schema: str | None = None,
+        tables: Tables | None = None,
         clock: Clock | None = None,
+        lease: float = 30.0,
     ) -> None:
         self._database = Database(sessions)
-        self._store = Store(prefix, schema, clock)
+        self._store = Store(tables, clock, lease)
 
     @property
     def description(self) -> str:
@@ -129,10 +135,12 @@ class SqlUnits:
         """
         if isinstance(self._database.dialect, SQLite):
             self._refuse_memory()
-            await self.migrations.upgrade()
-            return
         status = await self.migrations.status()
-        if status.pending:
+        if not status.pending:
+            return
+        if isinstance(self._database.dialect, SQLite):
+            await self.migrations.upgrade()
+        else:
             raise DatabaseBehind(
                 f"{self.description} lacks the tables of Tidings ({', '.join(status.pending)}). Run: tidings db upgrade"
             )
@@ -140,10 +148,10 @@ class SqlUnits:
     @property
     def migrations(self) -> Migrations:
         """The state of this database's tables."""
-        return Migrations(self._database, prefix=self._store.prefix, schema=self._store.schema)
+        return Migrations(self._database, tables=self._store.tables)
 
     async def unsent(self, limit: int) -> list[Outgoing]:
-        """Lease staged messages whose lease has ended, for `RELAY_LEASE` seconds; see `Units.unsent`."""
+        """Lease staged messages whose lease has ended; see `Units.unsent`."""
         return await self._database.run(self._store.lease, limit)
 
     async def mark_sent(self, messages: Sequence[Outgoing]) -> None:
@@ -151,18 +159,22 @@ class SqlUnits:
         if messages:
             await self._database.run(self._store.mark_sent, messages)
 
+    async def mark_refused(self, message: Outgoing, why: str) -> None:
+        """Leave it in the outbox with what the engine said; see `Units.mark_refused`."""
+        await self._database.run(self._store.mark_refused, message, why)
+
     def outbox(self, session: Any) -> Outbox:
         """The outbox in a transaction that the application owns."""
         return Outbox(session, self._store)
 
-    async def committed(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those of the messages staged through `outbox` whose transaction has really committed, and that this process
-        is to send. What a savepoint or an outer transaction took back is not among them."""
-        return await self._database.run(self._store.staged, messages) if messages else []
+    async def committed(self, messages: Sequence[Outgoing]) -> Turn:
+        """Those of the messages staged here whose transaction has really committed, and that this process is to send.
+        What a savepoint or an outer transaction took back is not among them."""
+        return await self._database.look(self._store.staged, messages) if messages else Turn([], [])
 
     async def oldest_unsent(self) -> float | None:
         """Age in seconds of the oldest message in the outbox, None when it is empty."""
-        return await self._database.run(self._store.oldest_unsent)
+        return await self._database.look(self._store.oldest_unsent)
 
     async def prune_inbox(self, older_than: float) -> int:
         """Forget messages handled more than `older_than` seconds ago, a thousand per transaction; returns how many.
@@ -192,6 +204,6 @@ class SqlUnits:
             )
 
 
-def units_for(sessions: Source) -> SqlUnits:
+def units_for(sessions: Source, tables: Tables | None = None, *, lease: float = 30.0) -> SqlUnits:
     """Units of work for what an application gives a bus."""
-    return SqlUnits(sessions)
+    return SqlUnits(sessions, tables=tables, lease=lease)

@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 from tidings.errors import ConfigError, MissingExtra
 from tidings.sql.database import Database, Source
 from tidings.sql.dialects import dialect_of
-from tidings.sql.store import checked, qualified
+from tidings.sql.tables import Tables
 from tidings.sql.urls import database_url, masked
 
 _RECORD: Final = "INSERT INTO {table}migrations (version, name, applied_at) VALUES ({version}, '{name}', {now})"
@@ -51,17 +51,15 @@ class Status(msgspec.Struct, frozen=True):
 class Migrations:
     """The tables of one database: what is there, what is missing, and how to get it."""
 
-    def __init__(
-        self, database: Database | Source | str, *, prefix: str = "tidings_", schema: str | None = None
-    ) -> None:
+    def __init__(self, database: Database | Source | str, *, tables: Tables | None = None) -> None:
         self._url = database_url(database) if isinstance(database, str) else None
         self._given = None if isinstance(database, str) else _database(database)
-        self._prefix, self._schema = checked(prefix, schema)
+        self._tables = tables or Tables()
 
     async def status(self) -> Status:
         """What is applied and what is pending. Raises `DatabaseError` when the database does not answer."""
         async with self._database() as database:
-            return await database.run(self._status)
+            return await database.look(self._status)
 
     async def upgrade(self) -> list[str]:
         """Apply what is pending, all or nothing; returns the names. Safe from many processes at once: one does it,
@@ -118,13 +116,14 @@ class Migrations:
         return Status(tuple(applied[version] for version in sorted(applied)), tuple(pending))
 
     def _applied(self, connection: Connection) -> dict[int, str]:
-        if not inspect(connection).has_table(f"{self._prefix}migrations", schema=self._schema):
+        if not inspect(connection).has_table(f"{self._tables.prefix}migrations", schema=self._tables.schema):
             return {}
-        rows = connection.execute(text(f"SELECT version, name FROM {self._table}migrations"))  # noqa: S608
+        rows = connection.execute(text(f"SELECT version, name FROM {self._tables.before}migrations"))  # noqa: S608
         return {row.version: row.name for row in rows}
 
     def _upgrade(self, connection: Connection) -> list[str]:
         self._alone(connection)
+        self._make_schema(connection)
         name = connection.dialect.name
         applied = self._applied(connection)
         pending = [migration for migration in _migrations(name) if migration.version not in applied]
@@ -137,18 +136,21 @@ class Migrations:
         """Wait for other upgrades, and keep them waiting until the commit. On SQLite the transaction itself does."""
         if connection.dialect.name != "postgresql":
             return
-        key = zlib.crc32(f"tidings migrations {self._table}".encode())
+        key = zlib.crc32(f"tidings migrations {self._tables.before}".encode())
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
-    @property
-    def _table(self) -> str:
-        return qualified(self._prefix, self._schema)
+    def _make_schema(self, connection: Connection) -> None:
+        """Asked for only where it is missing: the right to make schemas is one that applications often lack."""
+        if (schema := self._tables.schema) and not inspect(connection).has_schema(schema):
+            connection.exec_driver_sql(f'CREATE SCHEMA "{schema}"')
 
     def _statements(self, dialect: str, migration: Migration) -> list[str]:
-        schema = f'"{self._schema}".' if self._schema else ""
-        filled = migration.text.replace("{schema}", schema).replace("{prefix}", self._prefix)
+        schema = f'"{self._tables.schema}".' if self._tables.schema else ""
+        filled = migration.text.replace("{schema}", schema).replace("{prefix}", self._tables.prefix)
         statements = [part.strip() for part in filled.split(";\n")]
-        record = _RECORD.format(table=self._table, version=migration.version, name=migration.name, now=_NOW[dialect])
+        record = _RECORD.format(
+            table=self._tables.before, version=migration.version, name=migration.name, now=_NOW[dialect]
+        )
         return [*(statement for statement in statements if statement), record]
 
 
