@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .claims import Start
 from .clock import Clock, SystemClock
@@ -105,6 +105,7 @@ class Bus:
         timeout: float | None = None,
         concurrency: int | None = None,
         start: Start | datetime = "unclaimed",
+        commit: Literal["group", "each"] = "group",
         rate: str | float | None = None,
     ) -> Callable[[F], F]:
         """Handle events, given as event classes or subject filters.
@@ -113,7 +114,7 @@ class Bus:
         `provide` offers. Events it returns are published when, and only if, it has succeeded. For the options see
         `HandlerOptions`.
         """
-        options = HandlerOptions(group, retry, timeout, concurrency, start, rate)
+        options = HandlerOptions(group, retry, timeout, concurrency, start, commit, rate)
 
         def decorate(function: F) -> F:
             self.registry.add_handler(Handler(function, what, options))

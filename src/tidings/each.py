@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .engine import Delivery, Done, Outcome, Release
@@ -31,7 +31,7 @@ class Each:
         self.handling = handling
         self.group = handling.handler.options.group
         self.concurrency = handling.handler.options.concurrency or (1 if handling.plan.transactional else 16)
-        self.running: dict[asyncio.Task[None], Sequence[Delivery]] = {}
+        self.running: dict[asyncio.Task[None], Collection[Delivery]] = {}
         self.stopping = False
         """Whether a cancel means that the worker stops."""
         self._hands = hands

@@ -31,7 +31,7 @@ from .publisher import Publisher
 from .registry import Handler, Plan, Provider
 from .retry import Reject, RetryLater, RetryPolicy
 from .threads import Threads
-from .unit import InboxKey, Unit, Units
+from .unit import InboxKey, Member, Unit, Units
 from .version import __version__
 from .versions import AGAIN, Patience
 
@@ -42,7 +42,8 @@ in_transaction: contextvars.ContextVar[bool] = contextvars.ContextVar("tidings_i
 
 RERUNS: Final = 5
 """Runs more that a transaction gets within one delivery when it lost against another one."""
-_COMMIT_LIMIT = 30.0
+COMMIT_LIMIT: Final = 30.0
+"""Seconds for a database to answer what is asked of it besides the handler's own statements."""
 _MOST_TRACEBACK = 8_000
 _HOST = socket.gethostname()
 _threads = Threads()  # of plain handlers without a transaction
@@ -107,12 +108,10 @@ class Handling:
             except asyncio.CancelledError as error:
                 if is_stopping():
                     raise
-                return self.failed(delivery, _CancelledItself(self.handler.name, error)), []
-            except SystemExit as error:
-                # Let out, it would end the event loop and leave a process that lives and does nothing.
-                return self.failed(delivery, _ExitedItself(self.handler.name, error)), []
-            except Exception as error:
-                return self._judged(delivery, error), []
+                return self.judged(delivery, error), []
+            except (Exception, SystemExit) as error:
+                # An exit let out would end the event loop and leave a process that lives and does nothing.
+                return self.judged(delivery, error), []
 
     def decode(self, delivery: Delivery) -> Message[Any]:
         """The message with its data as the handler's type; raises `DecodeError`."""
@@ -152,8 +151,8 @@ class Handling:
         units = self.plan.units
         if units is None:
             async with time_limit(self.clock, self.limit):
-                result = await self._call(message, None)
-            await self.publisher.send(self._follow_ups(result, message))
+                result = await self.run(message, None)
+            await self.publisher.send(self.follow_ups(result, message))
             return []
         for rerun in range(1, RERUNS + 1):
             try:
@@ -171,24 +170,21 @@ class Handling:
                 if not await unit.fresh([inbox_key(message)]):
                     log.info("handled before, nothing done")
                     return []
-                result = await self._call(message, unit)
-            staged = self._follow_ups(result, message)
+                result = await self.run(message, unit)
+            staged = self.follow_ups(result, message)
             await self._commit(unit, staged, delivery)
             return staged
 
     async def _commit(self, unit: Unit, staged: list[Outgoing], delivery: Delivery) -> None:
         """A database that does not answer must not keep the message for as long as its lease is renewed."""
-        try:
-            async with time_limit(self.clock, _COMMIT_LIMIT):
-                await unit.stage(staged)
-                if self.clock.monotonic() >= delivery.deadline:
-                    raise LeaseLost
-                await unit.commit()
-        except TimeUp:
-            silent = TimeoutError(f"the database has not answered the commit for {_COMMIT_LIMIT:g} s")
-            raise Away(silent, sure=True) from None
+        async with answering(self.clock):
+            await unit.stage(staged)
+            if self.clock.monotonic() >= delivery.deadline:
+                raise LeaseLost
+            await unit.commit()
 
-    async def _call(self, message: Message[Any], unit: Unit | None) -> Any:
+    async def run(self, message: Message[Any], unit: Unit | Member | None) -> Any:
+        """Call the handler; returns what it returns."""
         async with AsyncExitStack() as stack:
             arguments: dict[str, Any] = {}
             for parameter in self.plan.parameters:
@@ -205,7 +201,8 @@ class Handling:
         failpoints.here("handler.returned")
         return result
 
-    def _follow_ups(self, result: Any, message: Message[Any]) -> list[Outgoing]:
+    def follow_ups(self, result: Any, message: Message[Any]) -> list[Outgoing]:
+        """What a handler has returned, as messages; raises `TypeError` for what is no event."""
         if result is None:
             return []
         events = result if isinstance(result, list | tuple) else [result]
@@ -220,8 +217,14 @@ class Handling:
             for index, event in enumerate(events)
         ]
 
-    def _judged(self, delivery: Delivery, error: Exception) -> Outcome:
-        """What becomes of a delivery whose handling ended with an error."""
+    def judged(self, delivery: Delivery, error: BaseException) -> Outcome:
+        """What becomes of a delivery whose handling ended with an error; raises `Away`."""
+        if isinstance(error, asyncio.CancelledError):
+            return self.failed(delivery, _CancelledItself(self.handler.name, error))
+        if isinstance(error, SystemExit):
+            return self.failed(delivery, _ExitedItself(self.handler.name, error))
+        if not isinstance(error, Exception):
+            raise error
         if isinstance(error, Reject):
             return Dead(delivery, "rejected", self._failure(error, with_traceback=False))
         if isinstance(error, RetryLater):
@@ -349,6 +352,17 @@ async def time_limit(clock: Clock, seconds: float) -> AsyncIterator[None]:
         raise
 
 
+@asynccontextmanager
+async def answering(clock: Clock) -> AsyncIterator[None]:
+    """What is asked of the database inside is answered within `COMMIT_LIMIT` seconds; raises `Away`."""
+    try:
+        async with time_limit(clock, COMMIT_LIMIT):
+            yield
+    except TimeUp:
+        silent = TimeoutError(f"the database has not answered for {COMMIT_LIMIT:g} s")
+        raise Away(silent, sure=True) from None
+
+
 @contextmanager
 def being_handled(message: Message[Any], transactional: bool) -> typing.Iterator[None]:
     """What is published inside is caused by the message."""
@@ -372,7 +386,9 @@ async def provided(provider: Provider, stack: AsyncExitStack) -> Any:
     return made
 
 
-async def call(function: Callable[..., Any], arguments: dict[str, Any], is_async: bool, unit: Unit | None) -> Any:
+async def call(
+    function: Callable[..., Any], arguments: dict[str, Any], is_async: bool, unit: Unit | Member | None
+) -> Any:
     """Call a handler: a coroutine function here, a plain function in a thread."""
     if is_async:
         return await function(**arguments)

@@ -51,6 +51,8 @@ class HandlerOptions(msgspec.Struct, frozen=True):
     """Where a *new* group begins: with what no group had claimed (the default), with what comes from now on
     (`"latest"`), with everything that is stored (`"earliest"`), or with what was stored at a time with a time zone or
     later. An existing group always goes on where it stands."""
+    commit: Literal["group", "each"] = "group"
+    """With a transaction: one for all messages that wait (`"group"`), or one for each (`"each"`)."""
     rate: str | float | None = None
     """Messages that one worker process begins at most: `"100/s"`, `"30/m"`, or a number per second. They come evenly,
     and a worker that was idle makes up for one second at most. None: no limit."""
@@ -257,6 +259,8 @@ def _check_options(handler: Handler) -> None:
     elif options.start not in typing.get_args(Start):
         words = ", ".join(typing.get_args(Start))
         raise ConfigError(f"{handler.name}: start={options.start!r}: write one of {words}, or a datetime")
+    if options.commit not in ("group", "each"):
+        raise ConfigError(f"{handler.name}: commit={options.commit!r}: write 'group' or 'each'")
     if options.rate is not None:
         try:
             per_second(options.rate)

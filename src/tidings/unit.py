@@ -11,9 +11,9 @@ database (Django's ORM, plain drivers) can join by implementing `Units`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -50,6 +50,10 @@ class Unit(Protocol):
         """
         ...
 
+    async def forget(self, keys: Sequence[InboxKey]) -> None:
+        """Take back marks that this unit's `fresh` made: these messages are not handled by it after all."""
+        ...
+
     async def stage(self, messages: Sequence[Outgoing]) -> None:
         """Put follow-ups into the outbox. They leave after the commit."""
         ...
@@ -70,6 +74,81 @@ class Turn(msgspec.Struct, frozen=True):
     ready: list[Outgoing]
     behind: list[Outgoing]
     """Not yet to be sent: an earlier message with the same key has not left."""
+
+
+class Interleaved(Exception):
+    """A handler wants to read although it shared a flush with handlers that have not ended: it could see their halves.
+    The transaction must be rolled back; run without `meet`, the handlers never see one another."""
+
+    def __init__(self) -> None:
+        super().__init__("the handler reads after a flush that it shared with others; it runs again without")
+
+
+class Member(Protocol):
+    """One message's part of a `Shared` unit. Members run one after another: from `join` on, or while it waits in
+    `meet`, another one may run."""
+
+    connection: Any
+    """What the handler gets, as of a `Unit`; no other member has it or its objects."""
+
+    @property
+    def pure(self) -> bool:
+        """Whether the database has heard nothing of it yet, and it has read nothing."""
+        ...
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """As `Unit.run`."""
+        ...
+
+    async def join(self) -> None:
+        """The handler has ended well: what it leaves unwritten is written with the next common flush. May raise what
+        the database raises about this member's own rows."""
+        ...
+
+
+Meet: TypeAlias = Callable[[Member], Awaitable[None]]
+
+
+class Shared(Protocol):
+    """One open transaction for many messages. What is said of `Unit` holds for its methods.
+
+    Its effects are those of its members one after another, in the order of their `join`: rows of members that have
+    joined are written before another one reads.
+    """
+
+    @property
+    def busy(self) -> bool:
+        """Whether the database is being waited for right now."""
+        ...
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether a member was refused with `Interleaved`: nothing of the unit may be committed."""
+        ...
+
+    @property
+    def broken(self) -> bool:
+        """Whether a common flush has failed, maybe inside a member that is not to blame."""
+        ...
+
+    def member(self, meet: Meet | None) -> Member:
+        """Begin the next member. `meet` is awaited where its handler flushes and has only added objects so far; it
+        returns after `flush` was called with it. Without `meet` every flush is one at once."""
+        ...
+
+    async def flush(self, met: Sequence[Member]) -> None:
+        """Write what joined members have left, and what the members that wait in `meet` have added, all together."""
+        ...
+
+    async def fresh(self, keys: Sequence[InboxKey]) -> set[InboxKey]: ...
+
+    async def forget(self, keys: Sequence[InboxKey]) -> None: ...
+
+    async def stage(self, messages: Sequence[Outgoing]) -> None: ...
+
+    async def commit(self) -> None: ...
+
+    async def rollback(self) -> None: ...
 
 
 class StagingOutbox(Protocol):
@@ -100,6 +179,14 @@ class Units(Protocol):
     def begin(self, annotation: object) -> AbstractAsyncContextManager[Unit]:
         """A new transaction for a handler with that annotation. Leaving the context without `commit` rolls back and
         gives the connection back to its pool, also on cancel."""
+        ...
+
+    def shares(self, annotation: object) -> bool:
+        """Whether handlers with that annotation can share a transaction."""
+        ...
+
+    def share(self, annotation: object) -> AbstractAsyncContextManager[Shared]:
+        """As `begin`, for many messages."""
         ...
 
     def transient(self, error: BaseException) -> bool:

@@ -156,9 +156,7 @@ class NatsWorld:
         return await self._open(locate, patience), proxy
 
     async def _open(self, locate: Locate, patience: float | None) -> NatsEngine:
-        engine = NatsEngine(
-            locate, namespace=self._namespace, clock=self._clock, timeout=patience or self._patience, fsyncs=True
-        )
+        engine = NatsEngine(locate, namespace=self._namespace, clock=self._clock, timeout=patience or self._patience)
         self._engines.append(engine)
         await engine.open()
         return engine

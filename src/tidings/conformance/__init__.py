@@ -27,7 +27,6 @@ from . import (
     ledger,
     lifecycle,
     live,
-    publishing,
     replay,
     retention,
     settle,
@@ -41,7 +40,7 @@ from .world import Link, WiredWorld, World
 __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "cases", "eventually"]
 
 _THEMES = (
-    *(delivery, publishing, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
+    *(delivery, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
     *(handling, stopping, talking, claiming, database, retention, replay, upgrades),
 )  # importing them registers their cases
 

@@ -10,6 +10,9 @@ them in the event loop through SQLAlchemy's own bridge, a sync session in a thre
     lanes         where SQLAlchemy's calls run
     transaction   one transaction, from its begin to the connection's return to the pool
     database      an engine or sessionmaker of the application, and the transactions on it
+    unit          one transaction of a worker
+    shared        one transaction for many messages
+    inplace       quick statements of aiosqlite in the event loop's thread
     units         the seam: `SqlUnits`
     outbox        staging in a transaction that the application owns
     hooks         what is heard from SQLAlchemy: errors, and the end of a transaction
@@ -29,7 +32,8 @@ except ImportError as error:
 from .migrations import Migration, Migrations, Status
 from .outbox import Outbox
 from .tables import Tables
-from .units import SqlUnit, SqlUnits, units_for
+from .unit import SqlUnit
+from .units import SqlUnits, units_for
 from .urls import database_url, masked
 
 __all__ = [

@@ -78,6 +78,18 @@ class Database:
         return self._engine
 
     @property
+    def one_for_all(self) -> bool:
+        """Whether every session uses one engine for whatever it is asked."""
+        session: Session = self._sessions().sync_session if self.is_async else self._sessions()
+        binds: object = vars(session).get("_Session__binds")
+        return not binds and type(session).get_bind is Session.get_bind
+
+    def session(self) -> AsyncSession | Session:
+        """A session of the application that is not used yet."""
+        made: AsyncSession | Session = self._sessions()
+        return made
+
+    @property
     def dialect(self) -> Dialect:
         return dialect_of(self.engine.dialect.name)
 

@@ -9,6 +9,8 @@ from sqlalchemy.exc import OperationalError
 
 from tidings.errors import ConfigError
 
+from . import inplace
+
 _BUSY: Final = 5  # SQLITE_BUSY
 _BUSY_TIMEOUT: Final = 5000  # milliseconds; SQLite waits this long for another writer, and `_BEGIN_TRIES` times so
 _BEGIN_TRIES: Final = 4
@@ -66,6 +68,7 @@ class SQLite:
                 if left and _is_busy(error):
                     continue
                 raise
+            inplace.switch_on(connection.connection.driver_connection, connection.info)
             return
 
     def in_transaction(self, driver: Any) -> bool:

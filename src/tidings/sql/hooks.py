@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event
 
+from . import inplace
+
 log = logging.getLogger("tidings.sql")
 
 _FAILED: Final = "tidings-failed"
@@ -77,6 +79,7 @@ def _rolled_back(connection: Connection) -> None:
 
 def _returned(dbapi_connection: Any, record: Any) -> None:
     record.info.pop(_BEFORE, None)
+    inplace.switch_off(record.info)
     for callback in record.info.pop(_AFTER, ()):
         try:
             callback()

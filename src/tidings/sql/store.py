@@ -32,6 +32,10 @@ INSERT INTO {table}inbox (group_name, subject, message_id, handled_at)
 SELECT a, b, c, {now} FROM ({keys}) AS given WHERE true
 ON CONFLICT DO NOTHING RETURNING group_name, subject, message_id"""
 
+_FORGET: Final = """
+DELETE FROM {table}inbox
+WHERE (group_name, subject, message_id) IN (SELECT a, b, c FROM ({keys}) AS given)"""
+
 _STAGE: Final = """
 INSERT INTO {table}outbox
     (subject, message_id, partition_key, headers, body, not_before, staged_at, lease_token, leased_until)
@@ -112,8 +116,12 @@ class Store:
 
     def fresh(self, connection: Connection, keys: Sequence[InboxKey]) -> set[InboxKey]:
         """Mark as handled; returns those that were not. Waits for another transaction that marks the same."""
-        rows = self._run(connection, _FRESH, keys=_json([(key.group, key.subject, key.id) for key in sorted(keys)]))
+        rows = self._run(connection, _FRESH, keys=_inbox_keys(keys))
         return {InboxKey(row.group_name, row.subject, row.message_id) for row in rows}
+
+    def forget(self, connection: Connection, keys: Sequence[InboxKey]) -> None:
+        """Take back marks that this transaction has made."""
+        connection.execute(self._statement(connection, _FORGET), {"keys": _inbox_keys(keys)})
 
     def stage(self, connection: Connection, messages: Sequence[Outgoing]) -> None:
         """Add to the outbox, leased to this process; a message that waits there already is not added again."""
@@ -189,6 +197,10 @@ def _statement(template: str, dialect_name: str, table: str) -> TextClause:
 
 def _json(keys: Sequence[tuple[str, ...]]) -> str:
     return msgspec.json.encode(keys).decode()
+
+
+def _inbox_keys(keys: Sequence[InboxKey]) -> str:
+    return _json([(key.group, key.subject, key.id) for key in sorted(keys)])
 
 
 def _identities(messages: Sequence[Outgoing]) -> str:

@@ -65,6 +65,12 @@ class Transaction:
 
         return await self._lane.call(with_connection)
 
+    async def with_session(
+        self, function: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call a plain function with the session of this transaction."""
+        return await self._lane.call(function, *args, **kwargs)
+
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the application where it may use what `hand_out` returned."""
         return await self._lane.run(function, *args)
@@ -153,12 +159,17 @@ class Transaction:
         session and connection call the sync ones."""
         self._guarded = [session, session.connection()]
         for target in self._guarded:
-            vars(target).update({name: _refusal(target, name) for name in _GUARDED if hasattr(target, name)})
+            guard(target)
 
     def _unguard(self) -> None:
         for target in self._guarded:
             for name in _GUARDED:
                 vars(target).pop(name, None)
+
+
+def guard(target: Session | Connection) -> None:
+    """Make this instance refuse to end the transaction."""
+    vars(target).update({name: _refusal(target, name) for name in _GUARDED if hasattr(target, name)})
 
 
 def _refusal(target: Session | Connection, name: str) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
-"""The unit of work for SQLAlchemy: `SqlUnits` is the seam's `Units`, `SqlUnit` its `Unit`."""
+"""The seam for SQLAlchemy: `SqlUnits` is its `Units`."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -10,57 +10,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
-from tidings import failpoints
 from tidings.clock import Clock
 from tidings.engine import Outgoing
 from tidings.errors import ConfigError, DatabaseBehind
-from tidings.unit import InboxKey, Turn
+from tidings.unit import Turn
 
 from .database import Database, Source
 from .dialects import SQLite
 from .migrations import Migrations
 from .outbox import Outbox
+from .shared import SqlShared
 from .store import Store
 from .tables import Tables
-from .transaction import Transaction
 from .trouble import is_conflict, is_transient
+from .unit import SqlUnit
 
 _PRUNE_BATCH: Final = 1000
-
-
-class SqlUnit:
-    """One transaction of a worker. Cancelling any call is safe: the transaction is rolled back on leaving it."""
-
-    def __init__(self, transaction: Transaction, store: Store, connection: Any) -> None:
-        self._transaction = transaction
-        self._store = store
-        self.connection = connection
-
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function where `connection` may be used: a sync session's in its own thread, an async one's here,
-        awaiting what it returns. A thread cannot be stopped: cancelling waits for the function's end."""
-        return await self._transaction.run(function, *args)
-
-    async def fresh(self, keys: Sequence[InboxKey]) -> set[InboxKey]:
-        """Mark the messages as handled and return those that were not; see `Unit.fresh`."""
-        new = await self._transaction.call(self._store.fresh, keys)
-        failpoints.here("inbox.marked")
-        return new
-
-    async def stage(self, messages: Sequence[Outgoing]) -> None:
-        """Put follow-ups into the outbox. For a third of the lease they are left to this process to send."""
-        if messages:
-            await self._transaction.call(self._store.stage, messages)
-
-    async def commit(self) -> None:
-        """Flush and commit. Raises `ConfigError` when the handler has ended the transaction behind our back."""
-        failpoints.here("commit.begun")
-        await self._transaction.commit()
-        failpoints.here("commit.ended")
-
-    async def rollback(self) -> None:
-        """Undo everything and give the connection back; idempotent, also on a broken connection."""
-        await self._transaction.rollback()
 
 
 class SqlUnits:
@@ -118,6 +83,20 @@ class SqlUnits:
         assert isinstance(annotation, type), "the plan of a handler names an annotation that was accepted"
         async with self._database.begin(for_handler=True) as transaction:
             yield SqlUnit(transaction, self._store, await transaction.hand_out(annotation))
+
+    def shares(self, annotation: object) -> bool:
+        """Whether handlers with that annotation can share a transaction: not if their sessions choose among several
+        databases."""
+        return self._database.one_for_all
+
+    @asynccontextmanager
+    async def share(self, annotation: object) -> AsyncIterator[SqlShared]:
+        """A transaction for many messages; see `Units.share`. Raises as `begin` does."""
+        assert isinstance(annotation, type), "the plan of a handler names an annotation that was accepted"
+        async with self._database.begin(for_handler=True) as transaction:
+            shared = SqlShared(transaction, self._store, self._database.session, annotation)
+            await shared.open()
+            yield shared
 
     def transient(self, error: BaseException) -> bool:
         """Whether the database was away, busy, full or read-only: no message is to blame for that."""

@@ -64,10 +64,7 @@ class Gauge:
 
     def _refusing(self, size: int) -> Space | None:
         """The limit that leaves publishers no room for so many bytes more."""
-        for space in self._spaces:
-            if not space.takes(self._added + size):
-                return space
-        return None
+        return next((space for space in self._spaces if not space.takes(self._added + size)), None)
 
     @property
     def _age(self) -> float:

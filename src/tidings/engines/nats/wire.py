@@ -15,17 +15,15 @@ from ...engine import DeadLetter, Delivery, Entry, Failure, Headers, Outgoing, R
 from ...errors import InvalidMessage, TooLarge
 from ...subjects import check_subject
 from .connection import Frame
-from .headers import ORIGIN, Block, is_senders
 
 MAX_HEADERS: Final = 40 * 1024
 """Bytes of headers in a message of ours: the server allows 64 KiB, a dead letter adds up to `_ROOM`."""
 _ROOM: Final = 16 * 1024
+ORIGIN: Final = "Tidings-Origin"
+"""The one header of ours in inbox messages and dead letters: JSON in ASCII."""
 FAR: Final = 9_000_000_000.0
 """Seconds since 1970 (in 2255) beyond which the server's clock arithmetic overflows."""
 
-_NAMES: Final = 1000
-_usual: set[str] = set()
-"""Names of headers that have been checked once."""
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _VALUE = re.compile(r"[ -~]*\Z")
 
@@ -48,14 +46,14 @@ def source(reply: str) -> Source:
     return Source(parts[2], int(parts[4]), int(parts[5]), int(parts[7]) / 1e9)
 
 
-def clean(headers: Mapping[str, Any] | None) -> Headers:
+def clean(headers: Mapping[str, Any] | None) -> dict[str, str]:
     """The sender's own headers, without those that mean something to the server or to us."""
-    if isinstance(headers, Block):
-        return headers.senders()
+    if not headers:
+        return {}
     return {
         str(name): value if isinstance(value, str) else ", ".join(map(str, value))
-        for name, value in (headers or {}).items()
-        if is_senders(str(name))
+        for name, value in headers.items()
+        if not str(name).lower().startswith("nats-") and name not in (ORIGIN, "Status", "Description")
     }
 
 
@@ -64,7 +62,7 @@ def check(message: Outgoing, limit: int) -> int:
     check_subject(message.subject)
     check_headers(message.headers)
     check_value("the id", message.id)
-    headers = size_of(message.headers)
+    headers = sum(len(name) + len(value) + 4 for name, value in message.headers.items())
     size = len(message.body) + len(message.subject) + headers
     if size > limit:
         raise TooLarge(size, limit)
@@ -75,24 +73,14 @@ def check(message: Outgoing, limit: int) -> int:
     return size
 
 
-def size_of(headers: Headers) -> int:
-    """Bytes of headers whose text is ASCII."""
-    return sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
-
-
 def check_headers(headers: Headers) -> None:
     """Raise `InvalidMessage` for a header that would not arrive as it is."""
-    values = "".join(headers.values())
-    if _usual.issuperset(headers) and values.isascii() and values.isprintable() and " " not in values:
-        return
     for name, value in headers.items():
         if not _NAME.match(name) or name.lower().startswith("nats-"):
             raise InvalidMessage(
                 f"{name[:80]!r} is not a header name: use letters, digits and '-', and none that begins with 'Nats-'"
             )
         check_value(f"the header {name}", value)
-    if len(_usual) < _NAMES:
-        _usual.update(headers)
 
 
 def check_value(what: str, value: str) -> None:
@@ -216,7 +204,7 @@ def origin_of(frame: Frame) -> Origin:
 
 def original(position: int, origin: Origin, headers: Mapping[str, Any] | None, body: bytes) -> Entry:
     """The entry that was copied into an inbox or a dead letter."""
-    return Entry(position, origin.subject, origin.time, {**clean(headers), **origin.odd}, body[: origin.edited])
+    return Entry(position, origin.subject, origin.time, clean(headers) | origin.odd, body[: origin.edited])
 
 
 def first_body(origin: Origin, body: bytes) -> bytes | None:

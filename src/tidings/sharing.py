@@ -1,0 +1,169 @@
+"""One try of one transaction for many messages: their handlers, in turns, up to the commit.
+
+This file knows what happened to whom; what becomes of it is decided in `together`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .engine import Delivery, Outgoing
+from .handling import Handling, TimeUp, answering, being_handled, inbox_key
+from .logs import message_context
+from .message import Message
+from .pace import LONGEST, Pace
+from .turns import Turns, watched
+from .unit import Member, Shared
+
+
+class Work:
+    """One message that is to be handled with others."""
+
+    __slots__ = ("delivery", "key", "mark", "message", "waits")
+
+    def __init__(self, delivery: Delivery, message: Message[Any], mark: int) -> None:
+        self.delivery = delivery
+        self.message = message
+        self.mark = mark
+        self.key = inbox_key(message)
+        self.waits = False
+        """Whether it waits for the others and not for something of its own."""
+
+
+class Round:
+    """The handlers of one transaction. Cancelling `run` cancels those that have begun and waits for them."""
+
+    def __init__(
+        self, handling: Handling, shared: Shared, works: Sequence[Work], pace: Pace, stopping: Callable[[], bool]
+    ) -> None:
+        self.done: list[tuple[Work, list[Outgoing]]] = []
+        self.failed: list[tuple[Work, BaseException]] = []
+        """What failed by itself and has left no trace in the transaction."""
+        self.late: list[Work] = []
+        """What was not begun, because the others took long or the worker stops."""
+        self.spoilt = False
+        """Whether nothing may be committed."""
+        self.guilty: tuple[Work, BaseException] | None = None
+        """Why, if it is known."""
+        self.waited = False
+        """Whether a handler has waited for something besides its database."""
+        self._handling = handling
+        self._shared = shared
+        self._works = works
+        self._pace = pace
+        self._stopping = stopping
+        self._clock = handling.clock
+        self._start = self._clock.monotonic()
+        self._turns = Turns()
+        self._meeting: list[Member] = []
+        self._active: Work | None = None
+        self._since = 0.0
+
+    async def run(self) -> None:
+        """Run them all, as far as it makes sense. Raises what the database says of a common flush, and `Away`."""
+        self._turns.expect(len(self._works))
+        tasks = [asyncio.create_task(self._one(work)) for work in self._works]
+        timer = self._clock.call_later(self._handling.limit, self._check_time)
+        try:
+            while True:
+                await self._turns.quiet()
+                if self.spoilt or not self._meeting:
+                    break
+                met, self._meeting = self._meeting, []
+                async with answering(self._clock):
+                    await self._shared.flush(met)
+                self._turns.resume()
+        finally:
+            timer.cancel()
+            self._turns.close()
+            begun = [task for task in tasks if not task.done()]
+            for task in begun:
+                task.cancel()
+            await asyncio.gather(*begun, return_exceptions=True)
+
+    async def _one(self, work: Work) -> None:
+        try:
+            await self._turns.take()
+        except asyncio.CancelledError:
+            self._turns.left()
+            raise
+        try:
+            if self.spoilt or self._enough():
+                self.late.append(work)
+            else:
+                self._active, self._since = work, self._clock.monotonic()
+                await self._handle(work)
+        finally:
+            self._active = None
+            self._turns.end()
+
+    def _enough(self) -> bool:
+        return self._stopping() or (bool(self.done) and self._clock.monotonic() - self._start > LONGEST)
+
+    async def _handle(self, work: Work) -> None:
+        delivery, message = work.delivery, work.message
+        fields = {"message_id": message.id, "subject": message.subject, "group": message.group}
+        with message_context(**fields, attempt=delivery.attempts + 1), being_handled(message, True):
+            member = self._shared.member(partial(self._meet, work) if self._pace.meets else None)
+            try:
+                result = await self._called(work, member)
+                staged = self._handling.follow_ups(result, message)
+                await member.join()
+            except (Exception, asyncio.CancelledError, SystemExit) as error:
+                self._failed(work, member, error)
+                return
+        self._pace.took(self._clock.monotonic() - self._since)
+        self.done.append((work, staged))
+
+    async def _called(self, work: Work, member: Member) -> Any:
+        run = self._handling.run(work.message, member)
+        if self._handling.plan.is_async:
+            return await watched(run, partial(self._waits, work))
+        return await run
+
+    def _waits(self, work: Work) -> None:
+        if not (work.waits or self._shared.busy):
+            self.waited = True
+
+    async def _meet(self, work: Work, member: Member) -> None:
+        """Its handler waits for the common flush; the time it waits is not its own."""
+        spent = self._clock.monotonic() - self._since
+        self._meeting.append(member)
+        work.waits, self._active = True, None
+        try:
+            await self._turns.meet()
+        except asyncio.CancelledError:
+            if member in self._meeting:
+                self._meeting.remove(member)
+            raise
+        finally:
+            work.waits, self._active = False, work
+            self._since = self._clock.monotonic() - spent
+
+    def _failed(self, work: Work, member: Member, error: BaseException) -> None:
+        if self._turns.closed:
+            if isinstance(error, asyncio.CancelledError):
+                raise error
+            return
+        if self._shared.interleaved or self._shared.broken:
+            self._spoil(None)
+        elif member.pure:
+            self.failed.append((work, error))
+        else:
+            self._spoil((work, error))
+
+    def _spoil(self, guilty: tuple[Work, BaseException] | None) -> None:
+        if not self.spoilt:
+            self.spoilt, self.guilty = True, guilty
+            self._turns.close()
+
+    def _check_time(self) -> None:
+        limit = self._handling.limit
+        taken = 0.0 if self._active is None else self._clock.monotonic() - self._since
+        if self._active is not None and taken >= limit:
+            self._spoil((self._active, TimeUp(f"the handler was still running after {limit:g} s")))
+        elif not self._turns.closed:
+            self._clock.call_later(limit - taken, self._check_time)

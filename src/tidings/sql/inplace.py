@@ -1,0 +1,91 @@
+"""Quick statements of aiosqlite where they are: in the event loop's thread.
+
+aiosqlite runs every call in a thread of its connection and pays two changes of thread for each, several per statement;
+a statement inside SQLite's open write transaction costs less than one of them. So while a transaction of ours is open,
+statements that are known to be quick are run in place. What may wait (BEGIN for the write lock, COMMIT for the disk)
+or is not known yet goes the usual way, so that no statement holds up the event loop twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+_NAME: Final = "tidings-in-place"
+_QUICK: Final = 0.002  # seconds, with the way to the thread and back: from the next time on in place
+_SLOW: Final = 0.02  # seconds: never again in place
+_KNOWN: Final = 500  # statements whose time is remembered, per connection
+_WORDS: Final = ("INSERT", "SELECT", "UPDATE", "DELETE", "WITH", "SAVEPOINT", "RELEASE")
+
+
+class InPlace:
+    """Stands before one aiosqlite connection's `_execute`, through which all its calls go."""
+
+    def __init__(self, connection: Any) -> None:
+        self._queued: Callable[..., Any] = connection._execute
+        self._last = ""
+        self._quick: set[str] = set()
+        self._slow: set[str] = set()
+        self.on = False
+        connection._execute = self
+
+    async def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.on:
+            return await self._queued(function, *args, **kwargs)
+        name = getattr(function, "__name__", "")
+        if name in ("execute", "executemany"):
+            self._last = args[0]
+        elif name == "cursor":
+            return function(*args, **kwargs)
+        elif not isinstance(getattr(function, "__self__", None), sqlite3.Cursor):
+            return await self._queued(function, *args, **kwargs)
+        begun = time.perf_counter()
+        if self._last in self._quick:
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._took(time.perf_counter() - begun)
+        try:
+            return await self._queued(function, *args, **kwargs)
+        except asyncio.CancelledError:
+            self.on = False  # it is still at work in its thread: what follows queues behind it
+            raise
+        finally:
+            self._took(time.perf_counter() - begun)
+
+    def _took(self, seconds: float) -> None:
+        if seconds > _SLOW:
+            self._quick.discard(self._last)
+            _note(self._slow, self._last)
+        elif seconds < _QUICK and self._last not in self._slow and self._last.lstrip().upper().startswith(_WORDS):
+            _note(self._quick, self._last)
+
+
+def _note(statements: set[str], statement: str) -> None:
+    if len(statements) >= _KNOWN:
+        statements.clear()
+    statements.add(statement)
+
+
+def switch_on(driver: Any, info: dict[str, Any]) -> None:
+    """From now on, until `switch_off`. `info` is what the pool keeps with the connection; does nothing for drivers
+    other than aiosqlite, and for connections that are tied to their thread."""
+    if (place := info.get(_NAME)) is None:
+        if not (type(driver).__module__.startswith("aiosqlite") and hasattr(driver, "_execute")):
+            return
+        try:
+            driver._conn.in_transaction  # noqa: B018
+            driver._conn.cursor().close()
+        except sqlite3.ProgrammingError:  # check_same_thread
+            return
+        place = info[_NAME] = InPlace(driver)
+    place.on = True
+
+
+def switch_off(info: dict[str, Any]) -> None:
+    """The connection goes back to the application."""
+    if (place := info.get(_NAME)) is not None:
+        place.on = False

@@ -1,0 +1,267 @@
+"""One transaction for many messages: each has a session of its own, and all their new objects are inserted together.
+
+A handler that only adds objects never gets to the database itself: they are noted, and the transaction's own session
+inserts them with those of all others, in a few statements. That is most of the speed of a hand-written bulk insert.
+Anything else that a handler asks of its session makes it an ordinary one, on the transaction's connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
+
+from tidings.unit import Interleaved, Meet, Member
+
+from .store import Store
+from .transaction import Transaction, guard
+from .unit import SqlUnit
+
+_MEMBER: Final = "_tidings_member"
+
+
+class SqlShared(SqlUnit):
+    """`Shared` for SQLAlchemy. Cancelling any call is safe: the transaction is rolled back on leaving it."""
+
+    def __init__(
+        self,
+        transaction: Transaction,
+        store: Store,
+        make: Callable[[], AsyncSession | Session],
+        annotation: type,
+    ) -> None:
+        super().__init__(transaction, store, None)
+        self._make = make
+        self._annotation = annotation
+        self._core: Any = None
+        self._ready: list[object] = []
+        """Added by members that have joined, not yet in the transaction's own session."""
+        self._flushing = False
+        self._own: Session
+        self.busy = False
+        self.interleaved = False
+        self.broken = False
+
+    async def open(self) -> None:
+        """Once, before anything else."""
+        guarded = await self._transaction.hand_out(self._annotation)
+        if issubclass(self._annotation, AsyncConnection | Connection):
+            self._core = guarded
+        await self._transaction.with_session(self._listen)
+
+    def member(self, meet: Meet | None) -> Member:
+        """Begin the next one; see `Shared.member`."""
+        if self._core is not None:
+            return CoreMember(self._core, self._transaction)
+        return SessionMember(self, self._make(), self._transaction, meet)
+
+    def left(self, objects: list[object]) -> None:
+        """A member has joined and leaves these to be inserted."""
+        self._ready.extend(objects)
+
+    def refuse(self) -> Interleaved:
+        """Note that a member reads what it must not see."""
+        self.interleaved = True
+        return Interleaved()
+
+    async def flush(self, met: Sequence[Member]) -> None:
+        """Insert everything; see `Shared.flush`."""
+        members = [member for member in met if isinstance(member, SessionMember)]
+        if len(members) == 1:
+            await members[0].flush_alone()
+            return
+        for member in members:
+            member.hand_over()
+        if self._ready:
+            await self._transaction.with_session(self._flush)
+
+    async def commit(self) -> None:
+        """Insert what is left and commit."""
+        if self._ready:
+            await self._transaction.with_session(self._flush)
+        await super().commit()
+
+    def _listen(self, session: Session) -> None:
+        self._own = session
+        self.connection = session.connection()
+        event.listen(session, "do_orm_execute", self._stray)
+        event.listen(self.connection, "before_cursor_execute", self._before)
+        event.listen(self.connection, "after_cursor_execute", self._after)
+
+    def _flush(self, session: Session) -> None:
+        objects, self._ready = self._ready, []
+        self._flushing = True
+        try:
+            session.add_all(objects)
+            session.flush()
+        except BaseException:
+            self.broken = True
+            raise
+        finally:
+            self._flushing = False
+
+    def _before(self, *_: Any) -> None:
+        """Whoever reads is to see what those before it have left."""
+        if self._ready and not self._flushing:
+            self._flush(self._own)
+        self.busy = True
+
+    def _after(self, *_: Any) -> None:
+        self.busy = False
+
+    def _stray(self, state: Any) -> None:
+        """An object that was inserted with those of others loads something, outside of a flush."""
+        if not self._flushing:
+            raise self.refuse()
+
+
+class CoreMember:
+    """A handler that takes the connection itself: nothing is left to others."""
+
+    pure = False
+
+    def __init__(self, connection: Any, transaction: Transaction) -> None:
+        self.connection = connection
+        self._transaction = transaction
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await self._transaction.run(function, *args)
+
+    async def join(self) -> None:
+        pass
+
+
+class SessionMember:
+    """A handler that takes a session. Until it is asked for more than `add`, `add_all` and `flush`, the session is a
+    stand-in (`_stand_in`) that only notes."""
+
+    def __init__(
+        self, shared: SqlShared, session: AsyncSession | Session, transaction: Transaction, meet: Meet | None
+    ) -> None:
+        self.connection = session
+        self._shared = shared
+        self._transaction = transaction
+        self._class: type[Any] = type(session)
+        self._meet = meet if isinstance(session, AsyncSession) else None
+        self._added: list[object] = []
+        self._real = False
+        self._met = False
+        self.own = {"add": self._add, "add_all": self._add_all}
+        if self._meet is not None:
+            self.own["flush"] = self._flush
+        vars(session)[_MEMBER] = self
+        object.__setattr__(session, "__class__", _stand_in(self._class))  # type: ignore[arg-type]
+
+    @property
+    def pure(self) -> bool:
+        return not (self._real or self._met)
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await self._transaction.run(function, *args)
+
+    async def join(self) -> None:
+        if self._real:
+            await self._transaction.with_session(self._end)
+        else:
+            self._shared.left(self._added)
+            self._added = []
+
+    def hand_over(self) -> None:
+        """What it has added is flushed with that of others."""
+        self._met = True
+        self._shared.left(self._added)
+        self._added = []
+
+    async def flush_alone(self) -> None:
+        """Nobody else waits for the flush: it is an ordinary one, and the session an ordinary one from now on."""
+        if self._met:
+            self.hand_over()
+            await self._shared.flush(())
+            return
+        self.become_real()
+        await self._transaction.with_session(self._flush_own)
+
+    def become_real(self) -> None:
+        """From now on an ordinary session; raises `Interleaved` if it has shared a flush."""
+        if self._met:
+            raise self._shared.refuse()
+        object.__setattr__(self.connection, "__class__", self._class)
+        del vars(self.connection)[_MEMBER]
+        self._real = True
+        session = self._sync
+        session.bind = self._shared.connection
+        session.join_transaction_mode = "rollback_only"
+        session.twophase = False
+        if not session.in_transaction():
+            session.begin()
+        guard(session)
+        session.add_all(self._added)
+
+    @property
+    def _sync(self) -> Session:
+        session = self.connection
+        return session.sync_session if isinstance(session, AsyncSession) else session
+
+    def _flush_own(self, _: Session, objects: Sequence[Any] | None = None) -> None:
+        self._sync.flush(objects)
+
+    def _end(self, _: Session) -> None:
+        session = self._sync
+        session.flush()
+        type(session).close(session)
+
+    def _add(self, instance: object, _warn: bool = True) -> None:
+        if self._is_new(instance):
+            self._added.append(instance)
+        else:
+            self.become_real()
+            self.connection.add(instance)
+
+    def _add_all(self, instances: Iterable[object]) -> None:
+        for instance in instances:
+            self.connection.add(instance)
+
+    @staticmethod
+    def _is_new(instance: object) -> bool:
+        state = inspect(instance, raiseerr=False)
+        return state is not None and bool(getattr(state, "transient", False))
+
+    async def _flush(self, objects: Sequence[Any] | None = None) -> None:
+        if objects is not None:
+            self.become_real()
+            await self._transaction.with_session(self._flush_own, objects)
+        elif self._added:
+            assert self._meet is not None
+            await self._meet(self)
+
+
+@cache
+def _stand_in(real: Any) -> type:
+    """A subclass whose instances become ordinary ones at the first thing they cannot only note."""
+
+    def get(self: Any, name: str) -> Any:
+        member: SessionMember = object.__getattribute__(self, "__dict__")[_MEMBER]
+        own = member.own.get(name)
+        if own is not None:
+            return own
+        member.become_real()
+        return getattr(self, name)
+
+    def put(self: Any, name: str, value: Any) -> None:
+        object.__getattribute__(self, "__dict__")[_MEMBER].become_real()
+        setattr(self, name, value)
+
+    def contains(self: Any, instance: object) -> bool:
+        object.__getattribute__(self, "__dict__")[_MEMBER].become_real()
+        return instance in self
+
+    def every(self: Any) -> Any:
+        object.__getattribute__(self, "__dict__")[_MEMBER].become_real()
+        return iter(self)
+
+    methods = {"__getattribute__": get, "__setattr__": put, "__contains__": contains, "__iter__": every}
+    return type(real.__name__, (real,), {"__slots__": (), "__module__": real.__module__, **methods})
