@@ -320,6 +320,32 @@ async def test_foreign_giant_can_die_and_come_back(start: Start, js: JetStream) 
     assert (await take(engine, 1))[0].entry == delivery.entry
 
 
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_letter_whose_message_was_put_back_is_no_letter(start: Start, js: JetStream, again: bool) -> None:
+    """A server that was killed while it stored a redrive may have the letter once more beside the message that was put
+    back: the next redrive removes it, and the group handles the message once. Also for one that had died twice."""
+    engine = await start()
+    await engine.declare([group()])
+    await engine.publish([event(1)])
+    for _ in range(1 + again):
+        await engine.redrive(await engine.dead_letters())
+        await engine.settle([Dead(delivery, "rejected", FAILURE) for delivery in await take(engine, 1)])
+    [letter] = await engine.dead_letters()
+    ghost = await js.message(LAYOUT.control, LAYOUT.dead("g", 1))
+    assert await engine.redrive([letter]) == 1
+    assert ghost is not None
+    ours = {name: value for name, value in (ghost.headers or {}).items() if not name.startswith("Nats-")}
+    await js.store(LAYOUT.dead("g", 1), ghost.body, ours)
+
+    found = await engine.dead_letters()
+    assert found == [letter]
+    assert await engine.redrive(found) == 0
+    assert await engine.dead_letters() == []
+    await engine.settle([Done(delivery) for delivery in await take(engine, 1)])
+    stats = (await engine.stats()).groups["g"]
+    assert (stats.waiting, stats.leased, stats.dead) == (0, 0, 0)
+
+
 async def test_a_publisher_cannot_erase_the_log(start: Start, js: JetStream) -> None:
     """The headers by which a publisher could erase, expire or schedule are refused by the stream itself."""
     engine = await start()

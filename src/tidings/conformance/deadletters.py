@@ -109,6 +109,32 @@ async def a_redrive_without_an_answer_moves_each_once(world: WiredWorld) -> None
     await nothing(world, keeper, "g")
 
 
+@case("seam", wired=True)
+async def a_redrive_outlives_the_server(world: WiredWorld) -> None:
+    """What keeps the messages is killed somewhere in a redrive: it ends as if nothing had been, or says that it does
+    not know and is repeated. No letter is left, each message is with the group, and none is counted twice."""
+    keeper = await world.engine()
+    await keeper.declare([group(world)])
+    for turns in range(0, STEPS, 3):
+        found = await _died(keeper, *(f"{turns}-{number}" for number in range(40)))
+        await keeper.stop_pulling("g")
+        redrive = asyncio.ensure_future(keeper.redrive(found))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await world.kill()
+        await world.start()
+        moved = 0
+        with suppress(EngineError):
+            moved = await redrive
+        assert moved + await keeper.redrive(found) <= len(found)
+        assert await keeper.dead_letters("g") == []
+        missing = {letter.entry.body for letter in found}
+        while missing:
+            got = await take(keeper, "g", 1)
+            missing -= {delivery.entry.body for delivery in got}
+            await finish(keeper, got)
+
+
 @case("seam")
 async def an_amended_letter_keeps_its_original(world: World) -> None:
     """An amended body is what a redrive delivers, at the same place with the same headers; the first one stays with

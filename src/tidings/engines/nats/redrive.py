@@ -180,11 +180,13 @@ class Graveyard:
             if error.code != WRONG_SEQUENCE:
                 raise
             if len(buried) == 1:
-                return await self._move_without_inbox(buried[0])
+                return await self._move_alone(buried[0])
             half = len(buried) // 2
             return await self._move(buried[:half]) + await self._move(buried[half:])
         if last:
             await self._clear(range(last - 3 * len(buried) + 3, last + 1, 3))
+        else:
+            await self._finish(await self._same([one.letter for one in buried]))
         return len(buried)
 
     async def _clear(self, tombstones: Iterable[int]) -> None:
@@ -198,12 +200,21 @@ class Graveyard:
                 ]
                 await asyncio.gather(*asked)
 
-    async def _move_without_inbox(self, one: Buried) -> int:
-        """The inbox message it died from may have been tidied away; nobody can have put it back then."""
+    async def _move_alone(self, one: Buried) -> int:
+        """One whose inbox is not what it was at the death."""
         group, position = one.letter.group, one.letter.entry.position
-        if one.inbox == 0 or await self._js.message(self._layout.control, self._layout.inbox(group, position)):
+        inbox = await self._js.message(self._layout.control, self._layout.inbox(group, position))
+        if _sequence(inbox) > one.inbox:
+            await self._finish([one])
             return 0
-        return await self._move([replace(one, inbox=0)])
+        # The inbox message it died from may have been tidied away; nobody can have put it back then.
+        return await self._move([replace(one, inbox=0)]) if inbox is None and one.inbox else 0
+
+    async def _finish(self, ghosts: Sequence[Buried]) -> None:
+        """Remove letters whose message has been put back. A server that is killed while it stores a batch completes it
+        when it is started again, but a letter that was just being replaced may be there once more."""
+        for one in ghosts:
+            await self._js.delete_message(self._layout.control, one.sequence)
 
     async def _batch(self, buried: list[Buried]) -> int:
         """Store inbox messages and tombstones together; returns the last sequence, or 0 when an earlier try did it."""
