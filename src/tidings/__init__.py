@@ -11,6 +11,7 @@ async def save(new: NewItem) -> None: ...
 await bus.publish(NewItem(item="write the docs"))
 """
 
+from .batch import Batch
 from .bus import Bus
 from .engine import Lagged
 from .errors import (
@@ -46,6 +47,7 @@ from .version import __version__
 
 __all__ = [
     "NEVER",
+    "Batch",
     "BrokerError",
     "Bus",
     "Closed",

@@ -106,15 +106,16 @@ class Bus:
         concurrency: int | None = None,
         start: Start | datetime = "unclaimed",
         commit: Literal["group", "each"] = "group",
+        batch: int | None = None,
         rate: str | float | None = None,
     ) -> Callable[[F], F]:
         """Handle events, given as event classes or subject filters.
 
-        The function's parameters are given by annotation: the event, `Message`, an SQLAlchemy session, whatever
-        `provide` offers. Events it returns are published when, and only if, it has succeeded. For the options see
-        `HandlerOptions`.
+        The function's parameters are given by annotation: the event, `Message`, `Batch` (many at once), an SQLAlchemy
+        session, whatever `provide` offers. Events it returns are published when, and only if, it has succeeded. For
+        the options see `HandlerOptions`.
         """
-        options = HandlerOptions(group, retry, timeout, concurrency, start, commit, rate)
+        options = HandlerOptions(group, retry, timeout, concurrency, start, commit, batch, rate)
 
         def decorate(function: F) -> F:
             self.registry.add_handler(Handler(function, what, options))

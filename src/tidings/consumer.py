@@ -8,7 +8,7 @@ import logging
 from collections.abc import Collection, Mapping
 
 from . import failpoints
-from .each import Each
+from .batches import runner_of
 from .engine import Delivery, Engine
 from .errors import Closed, Conflict, EngineError, TidingsError
 from .handling import Handling
@@ -17,7 +17,6 @@ from .outage import Outage
 from .outbox import Relay
 from .rate import Rate, per_second
 from .suspects import Floor
-from .together import Together
 
 log = logging.getLogger("tidings.worker")
 
@@ -35,7 +34,7 @@ class Consumer:
         self._clock = hands.clock
         self._floor = floor
         self._outage = Outage(self.group, hands.clock)
-        self._runner = _runner_of(handling)(handling, hands, relay, floor, self._outage)
+        self._runner = runner_of(handling)(handling, hands, relay, floor, self._outage)
         rate = handling.handler.options.rate
         self._rate = None if rate is None else Rate(hands.clock, per_second(rate))
         self._task: asyncio.Task[None] | None = None
@@ -96,11 +95,3 @@ class Consumer:
                 self._rate.take(len(deliveries))
             # What has crashed before goes last: it waits for the others, not they for it.
             self._runner.begin(sorted(deliveries, key=lambda delivery: delivery.crashes))
-
-
-def _runner_of(handling: Handling) -> type[Each]:
-    """What suits the handler."""
-    plan = handling.plan
-    if plan.units is not None and handling.handler.options.commit == "group" and plan.units.shares(plan.connection):
-        return Together
-    return Each

@@ -20,6 +20,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from . import failpoints
+from .batch import Batch
 from .clock import Clock, timeout
 from .codec import Codec, codec_for
 from .engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
@@ -42,6 +43,7 @@ in_transaction: contextvars.ContextVar[bool] = contextvars.ContextVar("tidings_i
 
 RERUNS: Final = 5
 """Runs more that a transaction gets within one delivery when it lost against another one."""
+MOST_IN_BATCH: Final = 256
 COMMIT_LIMIT: Final = 30.0
 """Seconds for a database to answer what is asked of it besides the handler's own statements."""
 _MOST_TRACEBACK = 8_000
@@ -72,6 +74,7 @@ class Handling:
         self.namespace = namespace
         self.policy = handler.options.retry or policy
         self.limit = handler.options.timeout or limit
+        self.batch = handler.options.batch or MOST_IN_BATCH
         self.clock = publisher.clock
         self._readers: dict[str, tuple[EventSpec | None, Codec]] = {}
         self._patience = Patience(self.clock, patience)
@@ -133,7 +136,9 @@ class Handling:
 
     def _type_for(self, subject: str) -> Any:
         known = self.publisher.registry.types.get(subject)
-        wanted = next((p.type for p in self.plan.parameters if p.kind in ("event", "message") and p.type), None)
+        wanted = next(
+            (p.type for p in self.plan.parameters if p.kind in ("event", "message", "batch") and p.type), None
+        )
         if wanted is None:
             return next((spec.type for spec in self.handler.classes if spec.subject == subject), Any)
         if wanted is Any:
@@ -184,14 +189,32 @@ class Handling:
             await unit.commit()
 
     async def run(self, message: Message[Any], unit: Unit | Member | None) -> Any:
-        """Call the handler; returns what it returns."""
+        """Call the handler for one message; returns what it returns, or what follows in a batch of one."""
+        if not self.plan.batched:
+            return await self._call(message, unit)
+        batch: Batch[Any] = Batch((message,))
+        await self.run_batch(batch, unit)
+        if 0 in batch.failures:
+            raise batch.failures[0]
+        return batch.follow_ups.get(0)
+
+    async def run_batch(self, batch: Batch[Any], unit: Unit | Member | None) -> None:
+        """Call a batch handler; what becomes of each is in the batch."""
+        result = await self._call(batch, unit)
+        if result is not None:
+            raise TypeError(
+                f"{self.handler.name} returned {type(result).__name__}: a batch handler returns nothing; say "
+                "batch.follow(i, event), so that it is known from which message it follows"
+            )
+
+    async def _call(self, given: Message[Any] | Batch[Any], unit: Unit | Member | None) -> Any:
         async with AsyncExitStack() as stack:
             arguments: dict[str, Any] = {}
             for parameter in self.plan.parameters:
                 if parameter.kind == "event":
-                    arguments[parameter.name] = message.data
-                elif parameter.kind == "message":
-                    arguments[parameter.name] = message
+                    arguments[parameter.name] = given.data if isinstance(given, Message) else given
+                elif parameter.kind in ("message", "batch"):
+                    arguments[parameter.name] = given
                 elif parameter.kind == "connection":
                     arguments[parameter.name] = unit.connection if unit else None
                 else:
@@ -364,8 +387,8 @@ async def answering(clock: Clock) -> AsyncIterator[None]:
 
 
 @contextmanager
-def being_handled(message: Message[Any], transactional: bool) -> typing.Iterator[None]:
-    """What is published inside is caused by the message."""
+def being_handled(message: Message[Any] | None, transactional: bool) -> typing.Iterator[None]:
+    """What is published inside is caused by the message; what a batch publishes, by none of its messages alone."""
     one, other = current_message.set(message), in_transaction.set(transactional)
     try:
         yield

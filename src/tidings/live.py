@@ -100,6 +100,8 @@ def _check(handler: Handler, plan: Plan, roots: Sequence[str]) -> None:
             )
     if plan.transactional:
         raise ConfigError(f"{handler.name}: a listener has no transaction; handlers of events and requests have one")
+    if plan.batched:
+        raise ConfigError(f"{handler.name}: a listener hears one at a time; handlers of events take a Batch")
     if plan.emits:
         raise ConfigError(f"{handler.name}: a listener returns nothing: publish what it has to say with bus.publish")
 

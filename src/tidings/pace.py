@@ -29,13 +29,14 @@ _LONGEST_PAUSE: Final = 1800.0
 class Pace:
     """What one group of one process has learnt about its handler."""
 
-    def __init__(self, group: str, clock: Clock) -> None:
-        self.size = FIRST
+    def __init__(self, group: str, clock: Clock, *, first: int = FIRST, most: int = MOST) -> None:
+        self.size = min(first, most)
         """How many messages the next transaction may have."""
         self.wary = False
         """Whether a failure has lately cost a whole group: what has failed before runs by itself then."""
         self.meets = True
         """Whether flushes may be shared."""
+        self._most = most
         self._group = group
         self._clock = clock
         self._calls = 0
@@ -51,12 +52,12 @@ class Pace:
     def clean(self, count: int) -> None:
         """A group of so many was committed."""
         if count >= self.size:
-            self.size = min(MOST, self.size + max(1, self.size // 2))
+            self.size = min(self._most, self.size + max(1, self.size // 2))
         self.wary = False
 
     def spoilt(self, *, wary: bool = False) -> None:
         """A group had to be rolled back, because of a handler that is `wary` to be given another time."""
-        self.size = max(2, self.size // 2)
+        self.size = max(min(2, self._most), self.size // 2)
         self.wary = self.wary or wary
 
     def interleaved(self) -> None:
@@ -80,4 +81,4 @@ class Pace:
         self._until = self._clock.monotonic() + self._pause
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         self._calls = self._slow = 0
-        self.size = FIRST
+        self.size = min(FIRST, self._most)

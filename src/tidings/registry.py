@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
+from .batch import Batch
 from .claims import Start
 from .codec import codec_for
 from .engine import Lagged
@@ -46,13 +47,17 @@ class HandlerOptions(msgspec.Struct, frozen=True):
     timeout: float | None = None
     """Seconds one message may take; None: the setting `timeout` (60 s). What runs longer is cancelled and retried."""
     concurrency: int | None = None
-    """Messages handled at once by one worker process; None: 1 with a transaction (one database connection), else 16."""
+    """What runs at once in one worker process: transactions, and so database connections, or else messages, or
+    batches. None: 1 with a transaction or a `Batch`, else 16."""
     start: Start | datetime = "unclaimed"
     """Where a *new* group begins: with what no group had claimed (the default), with what comes from now on
     (`"latest"`), with everything that is stored (`"earliest"`), or with what was stored at a time with a time zone or
     later. An existing group always goes on where it stands."""
     commit: Literal["group", "each"] = "group"
     """With a transaction: one for all messages that wait (`"group"`), or one for each (`"each"`)."""
+    batch: int | None = None
+    """Of a handler that takes a `Batch`: most messages of one call; None: 256. It gets what waits, and never waits for
+    more."""
     rate: str | float | None = None
     """Messages that one worker process begins at most: `"100/s"`, `"30/m"`, or a number per second. They come evenly,
     and a worker that was idle makes up for one second at most. None: no limit."""
@@ -62,9 +67,9 @@ class Parameter(msgspec.Struct, frozen=True):
     """What one parameter of a handler is given."""
 
     name: str
-    kind: Literal["event", "message", "connection", "provided"]
+    kind: Literal["event", "message", "batch", "connection", "provided"]
     type: Any
-    """The event's type; for `message` the type of its data or None; for `connection` and `provided` the annotation."""
+    """The event's type; for `message` and `batch` the type of the data or None; for the others the annotation."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -76,6 +81,11 @@ class Plan(msgspec.Struct, frozen=True):
     connection: Any
     emits: tuple[str, ...]
     """Subjects of the events that its return annotation names."""
+
+    @property
+    def batched(self) -> bool:
+        """Whether it takes a `Batch`."""
+        return any(parameter.kind == "batch" for parameter in self.parameters)
 
     @property
     def transactional(self) -> bool:
@@ -205,6 +215,7 @@ class Registry:
             )
         if inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function):
             raise ConfigError(f"{handler.name}: a handler returns its events, as a list if there are many; no yield")
+        _check_batch(handler, parameters)
         is_async = inspect.iscoroutinefunction(handler.function)
         owner = next((u for u in units if found is not None and u.accepts(found)), None)
         self._check_thread(handler, is_async, found)
@@ -219,6 +230,9 @@ class Registry:
         if annotation is Message or typing.get_origin(annotation) is Message:
             arguments = typing.get_args(annotation)
             return Parameter(name, "message", arguments[0] if arguments else None)
+        if annotation is Batch or typing.get_origin(annotation) is Batch:
+            arguments = typing.get_args(annotation)
+            return Parameter(name, "batch", arguments[0] if arguments else None)
         if annotation in self.providers:
             return Parameter(name, "provided", annotation)
         if any(u.accepts(annotation) for u in units):
@@ -259,6 +273,8 @@ def _check_options(handler: Handler) -> None:
     elif options.start not in typing.get_args(Start):
         words = ", ".join(typing.get_args(Start))
         raise ConfigError(f"{handler.name}: start={options.start!r}: write one of {words}, or a datetime")
+    if options.batch is not None and options.batch < 1:
+        raise ConfigError(f"{handler.name}: batch={options.batch}: at least 1")
     if options.commit not in ("group", "each"):
         raise ConfigError(f"{handler.name}: commit={options.commit!r}: write 'group' or 'each'")
     if options.rate is not None:
@@ -271,9 +287,21 @@ def _check_options(handler: Handler) -> None:
             raise ConfigError(f"{handler.name}: {spec.type.__name__} is a request: answer it with @bus.reply")
 
 
+def _check_batch(handler: Handler, parameters: Sequence[Parameter]) -> None:
+    batches = [parameter for parameter in parameters if parameter.kind == "batch"]
+    for parameter in parameters:
+        if batches and parameter is not batches[0] and parameter.kind in ("event", "message", "batch"):
+            raise ConfigError(
+                f"{handler.name}: {parameter.name} is one too many: {batches[0].name} has the events, and its "
+                "`messages` the rest"
+            )
+    if handler.options.batch is not None and not batches:
+        raise ConfigError(f"{handler.name}: batch={handler.options.batch}: no parameter of it is a Batch")
+
+
 def _check_data(handler: Handler, parameter: Parameter) -> None:
     """What the handler listens to must be able to become what its parameter says."""
-    if parameter.kind not in ("event", "message") or parameter.type is None:
+    if parameter.kind not in ("event", "message", "batch") or parameter.type is None:
         return
     is_union = typing.get_origin(parameter.type) in (typing.Union, types.UnionType)
     members = typing.get_args(parameter.type) if is_union else (parameter.type,)

@@ -71,6 +71,8 @@ class Responding:
                 f"{handler.name}: requests on {spec.subject!r} would be stored as events: choose a subject outside "
                 f"{', '.join(publisher.roots)}"
             )
+        if plan.batched:
+            raise ConfigError(f"{handler.name}: a request is answered by itself: take the request, not a Batch")
         self.handler = handler
         self.plan = plan
         self.spec = spec

@@ -502,3 +502,50 @@ async def test_a_worker_that_stops_hands_back_what_it_has_not_finished(app: App)
     hold = False
     await app.handle(list(range(100, 120)))
     assert attempts == {1}
+
+
+async def test_a_batch_with_a_transaction_commits_once(app: App) -> None:
+    """A batch handler writes with one statement; rows, marks and follow-ups of all but the failed message come with
+    one commit, and a redelivery is left out of later batches."""
+    seen: list[int] = []
+
+    @app.bus.on(New, group="save", retry=tidings.NEVER)
+    async def save(batch: tidings.Batch[New], db: AsyncSession) -> None:
+        good = []
+        for index, new in enumerate(batch):
+            seen.append(new.number)
+            if new.number == 5:
+                batch.fail(index, ValueError("five"))
+                continue
+            good.append({"number": new.number})
+            batch.follow(index, Saved(number=new.number, id=0))
+        if good:
+            await db.execute(insert(Item), good)
+
+    async with TestBus(app.bus) as t:
+        app.commits = 0
+        await app.bus.publish_many([New(number=number) for number in range(MANY)])
+        await t.settle(60)
+        assert app.commits < MANY / 4
+        for entry in await app.bus.engine.read(["events.new"], 0, MANY):
+            if entry.body != b'{"number":5}':
+                t.store.group("save").add(entry)
+        await t.settle(60)
+        saved = await t.published("events.saved")
+        assert [letter.entry.body for letter in await t.dead_letters()] == [b'{"number":5}']
+    expected = [number for number in range(MANY) if number != 5]
+    assert await app.numbers() == expected
+    assert sorted(message.data["number"] for message in saved) == expected
+    assert len(seen) == MANY
+
+
+async def test_a_refused_row_in_a_batch_is_found_one_by_one(app: App) -> None:
+    """A statement that the database refuses rolls the batch back; singly, only the guilty message fails."""
+
+    @app.bus.on(New, group="save", retry=tidings.NEVER)
+    async def save(batch: tidings.Batch[New], db: AsyncSession) -> None:
+        await db.execute(insert(Item), [{"number": 7 if new.number == 42 else new.number} for new in batch])
+
+    handled = await app.handle(list(range(60)))
+    assert handled.letters == [b'{"number":42}']
+    assert await app.numbers() == [number for number in range(60) if number != 42]

@@ -1,0 +1,119 @@
+"""Batch handlers: one call for all messages that wait, up to the batch's size; it never waits for a batch to fill."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .batch import Batch
+from .each import Each
+from .engine import Done, Outgoing
+from .gathering import Gathering, Part, Run
+from .handling import Handling, LeaseLost, answering, being_handled, is_stopping, time_limit
+from .hands import Hands
+from .logs import message_context
+from .outage import Away, Outage
+from .outbox import Relay
+from .pace import Pace
+from .sharing import Work
+from .suspects import Floor
+from .together import Together
+from .unit import Unit
+
+log = logging.getLogger("tidings.worker")
+
+
+class Batches(Gathering):
+    """Runs one group's batch handler on all that was pulled."""
+
+    def __init__(self, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor, outage: Outage) -> None:
+        size = handling.batch
+        pace = Pace(handling.handler.options.group, hands.clock, first=size, most=size)
+        super().__init__(handling, hands, relay, floor, outage, pace)
+        self.concurrency = handling.handler.options.concurrency or 1
+
+    def split(self, part: Part) -> list[Part]:
+        return part.singles()
+
+    async def attempt(self, part: Part, run: Run) -> list[Part]:
+        units = self.handling.plan.units
+        try:
+            with (
+                message_context(group=self.group, messages=len(part.works)),
+                being_handled(None, self.handling.plan.transactional),
+            ):
+                if units is None:
+                    batch = await self._call(part.works, None)
+                    await self.handling.publisher.send(self._staged(part.works, batch))
+                else:
+                    async with units.begin(self.handling.plan.connection) as unit:
+                        batch = await self._transact(unit, part, run)
+        except LeaseLost:
+            return self.after_lost_lease(part, run)
+        except Away as trouble:
+            return self.away(trouble, part, run)
+        except asyncio.CancelledError as error:
+            if is_stopping():
+                raise
+            return await self.failed(RuntimeError(f"the handler raised {error!r}"), part, run, units)
+        except SystemExit as error:
+            return await self.failed(RuntimeError(f"the handler raised {error!r}"), part, run, units)
+        except Exception as error:
+            return await self.failed(error, part, run, units)
+        self._settle(part.works, batch, run)
+        return []
+
+    async def _transact(self, unit: Unit, part: Part, run: Run) -> Batch:
+        async with answering(self.hands.clock):
+            fresh = await unit.fresh([work.key for work in part.works])
+        for work in part.works:
+            if work.key not in fresh:
+                log.info("handled before, nothing done")
+                run.settle(Done(work.delivery))
+        part.works = works = [work for work in part.works if work.key in fresh]
+        if not works:
+            return Batch(())
+        batch = await self._call(works, unit)
+        staged = self._staged(works, batch)
+        async with answering(self.hands.clock):
+            await unit.forget([works[index].key for index in batch.failures])
+            await unit.stage(staged)
+            if self.hands.clock.monotonic() >= min(work.delivery.deadline for work in works):
+                raise LeaseLost
+            await unit.commit()
+        if staged and self._relay is not None:
+            self._relay.send_soon(staged)
+        return batch
+
+    async def _call(self, works: list[Work], unit: Unit | None) -> Batch:
+        batch: Batch = Batch([work.message for work in works])
+        async with time_limit(self.hands.clock, self.handling.limit):
+            await self.handling.run_batch(batch, unit)
+        return batch
+
+    def _staged(self, works: list[Work], batch: Batch) -> list[Outgoing]:
+        return [
+            message
+            for index, events in sorted(batch.follow_ups.items())
+            if index not in batch.failures
+            for message in self.handling.follow_ups(events, works[index].message)
+        ]
+
+    def _settle(self, works: list[Work], batch: Batch, run: Run) -> None:
+        for index, work in enumerate(works):
+            if (error := batch.failures.get(index)) is not None:
+                run.settle(self.judged(work, error))
+            else:
+                self._outage.handled(work.delivery, work.mark)
+                run.settle(Done(work.delivery))
+        self.pace.clean(len(works))
+
+
+def runner_of(handling: Handling) -> type[Batches] | type[Together] | type[Each]:
+    """What suits the handler."""
+    plan = handling.plan
+    if plan.batched:
+        return Batches
+    if plan.units is not None and handling.handler.options.commit == "group" and plan.units.shares(plan.connection):
+        return Together
+    return Each

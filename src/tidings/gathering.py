@@ -1,0 +1,199 @@
+"""Messages that were pulled together and are tried together; whoever fails, or may harm the others, runs by itself.
+
+What "together" means is said by the two that build on this: `together` (one transaction for the handler's calls) and
+`batches` (one call of the handler).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Sequence
+
+from .each import Each
+from .engine import Delivery, Outcome, Release
+from .handling import Handling, line_of
+from .hands import Hands
+from .message import Message
+from .outage import Away, Outage
+from .outbox import Relay
+from .pace import Pace
+from .sharing import Work
+from .suspects import Floor, is_suspect
+from .unit import InboxKey, Units
+
+log = logging.getLogger("tidings.worker")
+
+_RERUNS = 3
+
+
+class Part:
+    """Messages that are to be tried together, and how often they have lost against another transaction."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self.works = list(works)
+        self.reruns = 0
+
+    def halves(self) -> list[Part]:
+        middle = len(self.works) // 2
+        return [Part(self.works[:middle]), Part(self.works[middle:])]
+
+    def singles(self) -> list[Part]:
+        return [Part([work]) for work in self.works]
+
+    def without(self, guilty: Work) -> Part:
+        return Part([work for work in self.works if work is not guilty])
+
+
+class Gathering(Each):
+    """Runs one group's handler on all that was pulled."""
+
+    def __init__(
+        self, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor, outage: Outage, pace: Pace
+    ) -> None:
+        super().__init__(handling, hands, relay, floor, outage)
+        self.pace = pace
+        self.hands = hands
+        self.floor = floor
+
+    async def attempt(self, part: Part, run: Run) -> list[Part]:
+        """Try these together, and settle what becomes of them; returns what is to be tried again, and how."""
+        raise NotImplementedError
+
+    def split(self, part: Part) -> list[Part]:
+        """How to go on when one of them has failed, and nobody knows which."""
+        raise NotImplementedError
+
+    def room(self, most: int | None = None) -> int:
+        free = super().room(most)
+        return self.pace.size if free > 0 and most is None and self.pace.together else free
+
+    def begin(self, deliveries: Sequence[Delivery]) -> None:
+        if len(deliveries) == 1:
+            super().begin(deliveries)
+            return
+        for delivery in deliveries:
+            self.hands.take(delivery)
+        run = Run(self, deliveries)
+        task = asyncio.create_task(run.all(), name=f"tidings-handle-{self.group}")
+        self.running[task] = run.left.values()
+        task.add_done_callback(self._ended)
+
+    async def one(self, delivery: Delivery) -> None:
+        """Handle it by itself. Cancelled, it is cancelled too and waited for."""
+        super().begin((delivery,))
+        task = next(reversed(self.running))
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+
+    def begun(self, delivery: Delivery) -> Work | Outcome | None:
+        """The delivery as work to be done with others; its outcome if it has one already; None if it has to run by
+        itself."""
+        if is_suspect(delivery) or (self.pace.wary and delivery.attempts > 0):
+            return None
+        message = self.handling.read(delivery)
+        return Work(delivery, message, self._outage.begun()) if isinstance(message, Message) else message
+
+    def judged(self, work: Work, error: BaseException) -> Outcome:
+        """What becomes of one that has failed by itself."""
+        try:
+            return self.handling.judged(work.delivery, error)
+        except Away as trouble:
+            return self._after(trouble, work.delivery, work.mark)
+
+    def away(self, trouble: Away, part: Part, run: Run) -> list[Part]:
+        """What all of them need is not there."""
+        for work in part.works:
+            run.settle(self._after(trouble, work.delivery, work.mark))
+        return []
+
+    async def failed(self, error: Exception, part: Part, run: Run, units: Units | None) -> list[Part]:
+        """It may be the fault of any of them, or of none."""
+        if units is not None and units.transient(error):
+            part.reruns += 1
+            if part.reruns == 1 or (units.conflict(error) and part.reruns <= _RERUNS):
+                log.info("the transaction of %d messages runs again: %s", len(part.works), line_of(error))
+                if part.reruns > 1:
+                    await self.hands.clock.sleep(random.uniform(0.0, 0.02 * part.reruns))  # noqa: S311
+                return [part]
+            if not units.conflict(error):
+                return self.away(Away(error, sure=True), part, run)
+        log.info("%d messages failed together, they run again in smaller parts: %s", len(part.works), line_of(error))
+        self.pace.spoilt()
+        return self.split(part)
+
+    def after_lost_lease(self, part: Part, run: Run) -> list[Part]:
+        """Nothing was committed: those whose lease holds are tried again."""
+        log.warning("a lease ended before the commit: nothing is committed, the others run again")
+        return [Part([work for work in part.works if run.keeps(work)])]
+
+
+class Run:
+    """What was pulled together, until the last of it has its outcome."""
+
+    def __init__(self, runner: Gathering, deliveries: Sequence[Delivery]) -> None:
+        self.left = {id(delivery): delivery for delivery in deliveries}
+        """In hand, and without an outcome."""
+        self.alone: list[Delivery] = []
+        """To be handled by themselves, in this order."""
+        self._runner = runner
+
+    def settle(self, outcome: Outcome) -> None:
+        """Say what becomes of one of them."""
+        self._forget(outcome.delivery)
+        self._runner.hands.put(outcome)
+
+    def keeps(self, work: Work) -> bool:
+        """Whether the lease still holds; if not, somebody else gets it."""
+        if self._runner.hands.clock.monotonic() < work.delivery.deadline:
+            return True
+        self._forget(work.delivery)
+        self._runner.hands.drop(work.delivery)
+        return False
+
+    async def all(self) -> None:
+        """Handle them all, whatever it takes."""
+        try:
+            async with self._runner.floor.shared():
+                await self._together(self._works())
+            for delivery in self.alone:
+                if self._runner.stopping:
+                    break
+                self._forget(delivery)
+                await self._runner.one(delivery)
+        finally:
+            # Only a worker that stops, or an error of ours, leaves any.
+            for delivery in list(self.left.values()):
+                self.settle(Release(delivery, delay=0.0 if self._runner.stopping else 1.0))
+
+    def _works(self) -> list[Work]:
+        works: dict[InboxKey, Work] = {}
+        for delivery in list(self.left.values()):
+            work = self._runner.begun(delivery)
+            if work is None or (isinstance(work, Work) and work.key in works):
+                self.alone.append(delivery)
+            elif isinstance(work, Work):
+                works[work.key] = work
+            else:
+                self.settle(work)
+        return list(works.values())
+
+    async def _together(self, works: list[Work]) -> None:
+        parts = deque([Part(works)])
+        while parts:
+            part = parts.popleft()
+            if self._runner.stopping:
+                continue
+            if len(part.works) > 1 and self._runner.pace.together:
+                parts.extendleft(reversed(await self._runner.attempt(part, self)))
+            else:
+                self.alone.extend(work.delivery for work in part.works)
+
+    def _forget(self, delivery: Delivery) -> None:
+        self.left.pop(id(delivery), None)
