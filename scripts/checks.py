@@ -1,6 +1,6 @@
 """The checks behind `./test`: lint, types and tests, each run to its end, and one line that says what ran.
 
-`./test soak` is apart from them: it takes minutes, and has a verdict of its own.
+`./test soak` and `./test crash-matrix` are apart from them: they take minutes, and have verdicts of their own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ LINT = {
     "ruff format": ["ruff", "format", "--check"],
     "mypy": ["mypy"],
 }
+APART = {"soak": "soak", "crash-matrix": "crash"}
+"""What takes minutes and has a verdict of its own, and the package below `tests` that it is."""
 USAGE = 2
 
 
@@ -64,7 +66,7 @@ def parse(argv: Sequence[str]) -> Selection:
         prog="./test",
         description="Run lint, types and all tests; or only what is named. Exit status: 0 passed, 1 failed, 2 usage.",
         epilog="Whatever follows -- goes to pytest: ./test system -- -k push -x. Minutes of random kill -9, with a "
-        "verdict: ./test soak --help",
+        "verdict: ./test soak --help. Kills at every failpoint: ./test crash-matrix --help",
         usage="%(prog)s [AREA or PATH ...] [-- PYTEST ARGUMENTS]",
     )
     parser.add_argument("what", nargs="*", metavar="AREA or PATH", help=f"lint, {', '.join(areas())}, or a path")
@@ -105,15 +107,15 @@ def summary(results: dict[str, bool], left_out: Sequence[str], seconds: float) -
     return f"./test: {'; '.join(said)} ({seconds:.0f} s)"
 
 
-def soak(arguments: Sequence[str]) -> int:
-    """Instead of the checks: publishing and handling under `kill -9`; exit status 0 pass, 1 fail, 2 unknown."""
+def apart(program: str, arguments: Sequence[str]) -> int:
+    """Instead of the checks: one of `APART`, with an exit status of its own."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    return subprocess.run([sys.executable, "-m", "soak", *arguments], env=environment, check=False).returncode
+    return subprocess.run([sys.executable, "-m", program, *arguments], env=environment, check=False).returncode
 
 
 def main(argv: Sequence[str]) -> int:
-    if argv[:1] == ["soak"]:
-        return soak(argv[1:])
+    if argv and argv[0] in APART:
+        return apart(APART[argv[0]], argv[1:])
     selection = parse(argv)
     lacking = needs.missing() if selection.everything else []
     if lacking and needs.nothing_may_be_left_out():

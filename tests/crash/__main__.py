@@ -1,0 +1,106 @@
+"""`./test crash-matrix`: every failpoint, many kills each, and a table of what was found."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from database_servers import Server
+from tidings.failpoints import FAILPOINTS
+
+from . import run
+from .matrix import CELLS, Found
+from .table import table
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./test crash-matrix",
+        description="Kill a process at every failpoint, let the next one finish, and look at database and log: every "
+        "operation once, every event that follows from it once, none missing. Exit status: 0 so it is, 1 not so.",
+        epilog="Failpoints: " + ", ".join(FAILPOINTS),
+    )
+    parser.add_argument("--kills", type=int, default=1, help="in each cell (default: 1)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only cells whose name has these words")
+    parser.add_argument("--lanes", type=int, default=2, help="cells at the same time (default: 2)")
+    parser.add_argument("--seed", type=int, default=None, help="of the moments (default: a new one)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="where to write the table in Markdown")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    chosen = parse(argv)
+    cells = [cell for cell in CELLS if chosen.only in cell.label]
+    seed = random.SystemRandom().randrange(10**9) if chosen.seed is None else chosen.seed
+    folder = Path(tempfile.mkdtemp(prefix="tidings-crash-"))
+    server = Server(Path(tempfile.mkdtemp(prefix="tidings-pg-")))
+    began = time.monotonic()
+    print(f"seed {seed}, {len(cells)} cells, {chosen.kills} kills each, in {folder}", flush=True)
+    try:
+        server.create()
+        server.start()
+        found = asyncio.run(run.run(cells, chosen.kills, folder, server, seed=seed, lanes=chosen.lanes, tell=tell))
+    finally:
+        server.stop(signal.SIGQUIT)
+        shutil.rmtree(server.folder)
+    shown = table(found)
+    print(f"{shown}\n{sum(one.kills for one in found):,} kills in {time.monotonic() - began:,.0f} s")
+    if chosen.table:
+        chosen.table.write_text(page(shown, found, seed), encoding="utf-8")
+    if not all(one.sound for one in found):
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def tell(found: Found) -> None:
+    say(f"{found.cell.label}: {found.kills} kills, {'sound' if found.sound else 'NOT SOUND'}")
+    for word in ("doubled", "missing", "other"):
+        for what in getattr(found, word)[:20]:
+            say(f"  {word}: {what}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def page(shown: str, found: Sequence[Found], seed: int) -> str:
+    kills, operations = sum(one.kills for one in found), sum(one.operations for one in found)
+    return f"""# Crash matrix
+
+A process is killed (SIGKILL of itself) at a named moment, again and again, while messages come in; then another one
+finishes what is left, and database and log are read with plain SQL and a plain NATS client. The tables have no unique
+constraints and the payloads have names of their own, so that nothing that happened twice is hidden.
+
+- *doubled*: rows or events that are there more than once;
+- *missing*: operations that were acknowledged and have no row, rows whose event is not in the log;
+- *other*: events without their row, dead letters, processes that did not end as they should.
+
+`handler` takes an event, writes a row and returns an event (`def handler`: without async); `route` is a FastAPI route
+that writes a row and calls `bus.outbox(session).publish(…)` (`def route`: a plain function and `publish_sync`).
+Embedded nats-server with an fsync for each publish, SQLite with `synchronous=FULL`, PostgreSQL with asyncpg (handlers
+and routes without async: psycopg) and `synchronous_commit=on`.
+
+{shown}
+
+{kills:,} kills, {operations:,} operations. Made by `./test crash-matrix --kills {found[0].kills}`, seed {seed}, on
+{date.today():%Y-%m-%d}, {platform.system()}, Python {platform.python_version()}. `./test` runs the same matrix with one
+kill in each cell.
+
+| failpoint | what is true there |
+|---|---|
+""" + "".join(f"| `{name}` | {what} |\n" for name, what in FAILPOINTS.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
