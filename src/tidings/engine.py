@@ -24,6 +24,7 @@ from .signals import Lagged as Lagged
 from .signals import Reply as Reply
 from .signals import Responder as Responder
 from .signals import Signal as Signal
+from .subjects import matches
 
 FOR_PUBLISHERS: Final = 0.9
 """Part of a limited store that publishers may fill; the rest is for dead letters, redrive and retries."""
@@ -158,13 +159,9 @@ class Claim(msgspec.Struct, frozen=True):
 
     def wants(self, subject: str, position: int) -> bool:
         """Whether this claim hands the entry to its group."""
-        from .subjects import matches
-
-        return (
-            position >= self.since
-            and matches(self.filter, subject)
-            and not any(s.since <= position <= s.upto and matches(s.filter, subject) for s in self.skip)
-        )
+        if position < self.since or not matches(self.filter, subject):
+            return False
+        return not any(s.since <= position <= s.upto and matches(s.filter, subject) for s in self.skip)
 
 
 class Group(msgspec.Struct, frozen=True):

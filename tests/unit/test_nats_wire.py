@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tidings.engine import Claim, Delivery, Entry, Failure, Outgoing, Skip
 from tidings.engines.nats.api import ApiError, read_ack
 from tidings.engines.nats.connection import Address, Frame
+from tidings.engines.nats.headers import ORIGIN
 from tidings.engines.nats.layout import Held, Layout, Shape, shape_of
 from tidings.engines.nats.read import _common
 from tidings.engines.nats.wire import (
     FAR,
     MAX_HEADERS,
-    ORIGIN,
     Origin,
     Token,
     check,

@@ -17,7 +17,9 @@ import msgspec
 from nats.aio.client import Client
 
 from ...errors import EngineUnavailable
-from .outbound import Outlet, Parcel, outlet_of
+from .client import LeanClient
+from .headers import Block
+from .outbound import Outlet, Parcel, is_known, outlet_of
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -110,6 +112,10 @@ class CoreConnection(Protocol):
         nothing."""
         ...
 
+    def send_each(self, subjects: Sequence[str], body: bytes) -> None:
+        """`send` one short body to many subjects: for acknowledgements."""
+        ...
+
     async def subscribe(self, subject: str, queue: str, on_frame: OnFrame) -> Subscribed: ...
 
     async def ping(self) -> None:
@@ -132,12 +138,15 @@ class NatsPy:
         self._address = address
         self._on_lost = on_lost
         self._on_denied = on_denied
-        self._client = Client()
+        self._lean = LeanClient(self._receive) if is_known() else None
+        self._client = self._lean or Client()
         self._outlet: Outlet
-        # nats-py builds each message by calling this, in the order of the wire, and queues nothing for what comes
-        # out empty: so frames of all subscriptions keep their order, without a queue and a task for each of them.
-        self._client.msg_class = self._receive  # type: ignore[assignment]
+        if self._lean is None:
+            # nats-py builds each message by calling this, in the order of the wire, and queues nothing for what comes
+            # out empty: so frames of all subscriptions keep their order, without a queue and a task for each of them.
+            self._client.msg_class = self._receive_parsed  # type: ignore[assignment]
         self._receivers: dict[int, OnFrame] = {}
+        self._pinging: set[asyncio.Future[None]] = set()
         self._problem: Exception | None = None
         self._open = False
         self._closed = asyncio.Event()
@@ -191,6 +200,9 @@ class NatsPy:
         while self._outlet.waiting > BACKLOG:
             await self.ping()
 
+    def send_each(self, subjects: Sequence[str], body: bytes) -> None:
+        self._outlet.send_each(subjects, body)
+
     async def subscribe(self, subject: str, queue: str, on_frame: OnFrame) -> Subscribed:
         raw = await self._client.subscribe(subject, queue)
         number = raw._id
@@ -198,21 +210,46 @@ class NatsPy:
         return _Subscription(raw, lambda: self._receivers.pop(number, None))
 
     async def ping(self) -> None:
-        # In a task of its own: nats-py's reader dies of a PONG whose waiter was cancelled.
-        task = asyncio.ensure_future(self._client.flush(timeout=PING_TIMEOUT))  # type: ignore[arg-type]
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pinging.add(answered)
+
+        def end(pong: asyncio.Future[Any]) -> None:
+            error = None if pong.cancelled() else pong.exception()
+            if error is not None:
+                _fail(answered, error)
+            elif not answered.done():
+                answered.set_result(None)
+
         try:
-            await asyncio.shield(task)
-            if not self._client.is_connected:
-                # Once its reader has ended, nats-py's flush returns without having heard anything.
-                raise ConnectionResetError("the connection was lost")
+            # What nats-py is given is not cancelled with the caller: its reader dies of a PONG for nobody.
+            pong: asyncio.Future[Any]
+            if self._lean is None:
+                pong = asyncio.ensure_future(self._flush())
+            else:
+                pong = asyncio.get_running_loop().create_future()
+                await self._lean._send_ping(pong)
+            pong.add_done_callback(end)
+            async with asyncio.timeout(PING_TIMEOUT):
+                await answered
         except Exception as error:
             self._lost(error)
-            raise ConnectionError(f"{self.server} does not answer: {error}") from error
+            raise ConnectionError(f"{self.server} does not answer: {str(error) or 'no answer in time'}") from error
+        finally:
+            self._pinging.discard(answered)
+
+    async def _flush(self) -> None:
+        await self._outlet.emptied()
+        # Twice: nats-py writes its ping ahead of what still waits to be written, which is with the system after it.
+        for _ in range(2):
+            await self._client.flush(timeout=PING_TIMEOUT)  # type: ignore[arg-type]
+        if not self._client.is_connected:
+            # Once its reader has ended, nats-py's flush returns without having heard anything.
+            raise ConnectionResetError("the connection was lost")
 
     async def close(self) -> None:
         self._open = False
         self._receivers.clear()
+        self._end_pings()
         try:
             async with asyncio.timeout(2.0):
                 await self._client.close()
@@ -221,14 +258,19 @@ class NatsPy:
             log.debug("closing the connection to %s: %s", self.server, error)
         self._closed.set()
 
-    def _receive(self, *, subject: str, reply: str, data: bytes, headers: Any, _sid: int, **_: object) -> None:
-        on_frame = self._receivers.get(_sid)
-        if on_frame is None:
-            return
+    def _receive(self, number: int, subject: str, reply: str, headers: bytes, body: bytes) -> None:
+        if (on_frame := self._receivers.get(number)) is not None:
+            self._hand_on(on_frame, Frame(subject, reply, Block(headers) if headers else None, body))
+
+    def _receive_parsed(self, *, subject: str, reply: str, data: bytes, headers: Any, _sid: int, **_: object) -> None:
+        if (on_frame := self._receivers.get(_sid)) is not None:
+            self._hand_on(on_frame, Frame(subject, reply, headers, data))
+
+    def _hand_on(self, on_frame: OnFrame, frame: Frame) -> None:
         try:
-            on_frame(Frame(subject, reply, headers, data))
+            on_frame(frame)
         except Exception:  # nats-py's reader would end with it
-            log.exception("a message on %s could not be taken in", subject)
+            log.exception("a message on %s could not be taken in", frame.subject)
 
     def _user(self) -> str:
         # Asked for by nats-py before the login is sent: the last moment to keep a password off a plain connection.
@@ -240,6 +282,11 @@ class NatsPy:
         if self._open:
             self._open = False
             self._on_lost(error)
+        self._end_pings()
+
+    def _end_pings(self) -> None:
+        for answered in self._pinging:
+            _fail(answered, ConnectionError("the connection is lost"))
 
     async def _note_error(self, error: Exception) -> None:
         if "permissions violation" in str(error):
@@ -253,6 +300,12 @@ class NatsPy:
             self._lost(self._problem)
             # nats-py would now reconnect by itself: it is held here until `close` ends it.
             await self._closed.wait()
+
+
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # whoever waited may have gone
 
 
 class _Subscription:

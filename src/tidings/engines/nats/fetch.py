@@ -24,21 +24,25 @@ class Fetch:
         """Messages that the open request may still bring; 0 when none is open."""
         self.missing = False
         """The server says that the consumer is not there."""
+        self.flowing = False
+        """The last request brought all that it asked for: more may well be waiting."""
         self._link = link
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._inbox = inbox
         self._number = 0
         self._silent_after = 0.0
+        self._alive = False
         self._generation = -1
 
     @property
     def open(self) -> bool:
         """A request is open and has shown life; one of an older connection or without heartbeats is not."""
-        return (
-            self.remaining > 0
-            and self._generation == self._link.generation
-            and asyncio.get_running_loop().time() < self._silent_after
-        )
+        if self.remaining <= 0 or self._generation != self._link.generation:
+            return False
+        if self._alive:
+            self._alive = False
+            self._heard(_LONGEST)
+        return asyncio.get_running_loop().time() < self._silent_after
 
     async def ask(self, batch: int, wait: float) -> None:
         """Ask for `batch` messages within `wait` seconds (0: only what is there already)."""
@@ -52,7 +56,7 @@ class Fetch:
         if wait > 2.5 * _HEARTBEAT:
             request["idle_heartbeat"] = int(_HEARTBEAT * NS)
         self.remaining = batch
-        self.missing = False
+        self.missing = self.flowing = False
         self._generation = self._link.generation
         self._heard(wait)
         try:
@@ -63,8 +67,10 @@ class Fetch:
 
     def message(self) -> None:
         """One more has come."""
-        self.remaining = max(0, self.remaining - 1)
-        self._heard(_LONGEST)
+        self._alive = True
+        if self.remaining > 0:
+            self.remaining -= 1
+            self.flowing = self.remaining == 0
 
     def status(self, frame: Frame) -> None:
         """The server said something about a request."""

@@ -53,7 +53,7 @@ class Later:
         return Outgoing(
             subject,
             frame.body,
-            clean(frame.headers),
+            dict(clean(frame.headers)),
             frame.header("Nats-Msg-Id").removesuffix(f" {subject}"),
             round(seconds(frame.header("Nats-Schedule").removeprefix("@at ")), 6),
         )

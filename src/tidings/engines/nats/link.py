@@ -199,6 +199,14 @@ class Link:
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error
 
+    def send_each(self, subjects: Sequence[str], body: bytes) -> None:
+        """`send` a short body to many subjects."""
+        connection = self._usable()
+        try:
+            connection.send_each(subjects, body)
+        except Exception as error:
+            raise Disconnected(f"{connection.server}: {error}") from error
+
     def expect(self, subject: str, arrived: OnAnswer) -> str:
         """The reply subject for a question to `subject`: what comes there is handed to `arrived`, and so is
         `Disconnected` or `Denied`, until `forget`."""
@@ -277,16 +285,10 @@ class Link:
 
     async def flush(self) -> None:
         """Returns when the server has read all that was sent before. Raises `Disconnected`."""
-        connection = self._usable()
-        lost = asyncio.ensure_future(self._down.wait())
-        ping = asyncio.ensure_future(connection.ping())
         try:
-            await asyncio.wait({lost, ping}, return_when=asyncio.FIRST_COMPLETED)
-            if not ping.done() or ping.exception() is not None:
-                raise Disconnected(self._nobody())
-        finally:
-            lost.cancel()
-            ping.cancel()
+            await self._usable().ping()
+        except OSError as error:
+            raise Disconnected(self._nobody()) from error
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; what it raises is logged. For the rare, never for each message."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from nats.aio.client import Client, __version__
@@ -37,11 +37,24 @@ class Outlet(Protocol):
         """Hand over, in order; returns before it is sent."""
         ...
 
+    def send_each(self, subjects: Sequence[str], body: bytes) -> None:
+        """Hand over one short text to many subjects."""
+        ...
+
+    async def emptied(self) -> None:
+        """Returns when all that was handed over is written, or with nats-py."""
+        ...
+
+
+def is_known() -> bool:
+    """Whether the installed nats-py is one whose inside is known here."""
+    return __version__.startswith(KNOWN)
+
 
 def outlet_of(client: Client) -> Outlet:
     """The short way out of a connected client if this is the nats-py that is known, and its transport TCP or TLS."""
     transport = getattr(client, "_transport", None)
-    known = __version__.startswith(KNOWN) and isinstance(getattr(client, "_pending", None), list)
+    known = is_known() and isinstance(getattr(client, "_pending", None), list)
     if known and isinstance(transport, TcpTransport) and transport._io_writer is not None:
         return _Joined(client, transport._io_writer)
     return _Public(client)
@@ -70,8 +83,19 @@ class _Joined:
         return self._client._pending_data_size + self._writer.transport.get_write_buffer_size()
 
     def send(self, parcels: Sequence[Parcel]) -> None:
+        self._write(map(frame, parcels))
+
+    def send_each(self, subjects: Sequence[str], body: bytes) -> None:
+        if subjects:
+            rest = f"  {len(body)}\r\n{body.decode()}\r\n"
+            self._write((f"PUB {f'{rest}PUB '.join(subjects)}{rest}".encode(),))
+
+    async def emptied(self) -> None:
+        pass
+
+    def _write(self, frames: Iterable[bytes]) -> None:
         client = self._client
-        frames = [*client._pending, *map(frame, parcels)]
+        frames = [*client._pending, *frames]
         client._pending = []
         client._pending_data_size = 0
         self._writer.write(frames[0] if len(frames) == 1 else b"".join(frames))
@@ -95,6 +119,13 @@ class _Public:
         self._size += sum(len(parcel[3]) for parcel in parcels)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain(), name="tidings nats outlet")
+
+    def send_each(self, subjects: Sequence[str], body: bytes) -> None:
+        self.send([(subject, "", None, body) for subject in subjects])
+
+    async def emptied(self) -> None:
+        if self._task is not None:
+            await asyncio.shield(self._task)
 
     async def _drain(self) -> None:
         while self._queue:

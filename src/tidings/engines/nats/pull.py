@@ -62,7 +62,8 @@ class Puller:
         self._buffer: deque[Delivery] = deque()
         self._held: dict[tuple[int, int], tuple[Delivery, float]] = {}
         self._doubtful: list[Frame] = []
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None
+        """What pulls wait for; None while none waits."""
         self._subscriptions: list[Subscription] = []
         self._keeper: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
@@ -93,7 +94,7 @@ class Puller:
             left = until - loop.time()
             if asked and left <= 0 and not (wait <= 0 and self._asking):
                 return []
-            changed = self._changed
+            changed = self._changed = self._changed or asyncio.Event()
             try:
                 await self._link.ready(max(left, 0.0))
                 await self._start()
@@ -154,9 +155,10 @@ class Puller:
         self.ring()
 
     def settled(self, delivery: Delivery) -> None:
-        held = self._held.get(_key(delivery))
+        key = _key(delivery)
+        held = self._held.get(key)
         if held is not None and held[0] is delivery:
-            del self._held[_key(delivery)]
+            del self._held[key]
 
     def reconnected(self) -> None:
         """The connection was lost, or stands again.
@@ -171,8 +173,9 @@ class Puller:
 
     def ring(self) -> None:
         """Something has changed: let every waiting pull look again."""
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set()
 
     def reshaped(self, shape: Shape) -> None:
         """The group was declared anew on this connection."""
@@ -222,9 +225,11 @@ class Puller:
 
     async def _ask_ahead(self, limit: int, taken: list[Delivery]) -> None:
         """Where much waits, have the next ones sent while these are handled: only what is there already."""
+        wanted = limit - len(self._buffer)
         try:
-            if len(taken) == limit > 1:
-                await self._ask(limit, 0.0)
+            for fetch in self._fetches.values():
+                if wanted > 0 and limit > 1 and fetch.flowing:
+                    await fetch.ask(wanted, 0.0)
         except EngineUnavailable:
             return  # the next pull will see
         except BaseException:
@@ -294,17 +299,19 @@ class Puller:
             self.ring()
 
     async def _take(self, limit: int) -> list[Delivery]:
-        now = self._clock.monotonic()
+        if not self._buffer or not self._link.connected:
+            return []
+        now, since, next_one = self._clock.monotonic(), self._clock.time(), self._buffer.popleft
         taken: list[Delivery] = []
-        while self._buffer and len(taken) < limit and self._link.connected:
-            delivery = self._buffer.popleft()
+        while self._buffer and len(taken) < limit:
+            delivery = next_one()
             if delivery.deadline > now:
                 taken.append(delivery)
-        since = self._clock.time()
-        self._held.update((_key(delivery), (delivery, since)) for delivery in taken)
+                self._held[delivery.token.inbox, delivery.entry.position] = delivery, since
         try:
             again = [d for d in taken if d.deliveries > 1 or d.entry.position in self._tried]
-            await self._complete(again)
+            if again:
+                await self._complete(again)
             await self._fetch_bodies([delivery for delivery in taken if delivery.token.reference])
         except BaseException:
             self._put_back(taken)
@@ -348,14 +355,14 @@ class Puller:
                 self._link.spawn(self.stop())
                 return
             with contextlib.suppress(EngineUnavailable):
-                for delivery in list(self._buffer):
-                    await self._link.publish(delivery.token.reply, b"+WPI")
+                waiting = list(self._buffer)
+                self._link.send_each([delivery.token.reply for delivery in waiting], b"+WPI")
+                for delivery in waiting:
                     delivery.deadline = now + self._shape.lease * SAFE
 
     async def _hand_back(self, replies: list[str]) -> None:
-        for reply in replies:
-            await self._link.publish(reply, b"-NAK")
         if replies:
+            self._link.send_each(replies, b"-NAK")
             await self._link.flush()
 
     def _tell_who(self, frame: Frame) -> None:

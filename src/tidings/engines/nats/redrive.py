@@ -16,11 +16,12 @@ from ...errors import Conflict, EngineUnavailable, StoreFull, TooLarge, Unconfir
 from .api import WRONG_SEQUENCE, ApiError, JetStream, expect, read_ack
 from .connection import Frame
 from .groups import Groups
+from .headers import ORIGIN
 from .layout import Layout
 from .link import Disconnected
 from .places import Places
 from .settle import TOMBSTONE
-from .wire import ORIGIN, Death, Origin, check_edited, copied, dead_letter, first_body, origin_of, original, refers
+from .wire import Death, Origin, check_edited, copied, dead_letter, first_body, origin_of, original, refers
 
 _CHUNK: Final = 100
 _PAGE_BYTES: Final = 8 * 1024 * 1024

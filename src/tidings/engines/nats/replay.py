@@ -10,9 +10,10 @@ from ...errors import Conflict
 from .api import WRONG_SEQUENCE, ApiError, JetStream, expect
 from .census import Census
 from .connection import Frame
+from .headers import ORIGIN
 from .layout import Layout
 from .purge import hold
-from .wire import ORIGIN, Origin, copied, origin_of, refers
+from .wire import Origin, copied, origin_of, refers
 
 _AT_ONCE = 64
 

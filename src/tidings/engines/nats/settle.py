@@ -75,22 +75,23 @@ class Settler:
             return
         await self._link.ready(self._js.timeout)
         now = self._clock.monotonic()
-        for delivery in ours:
-            await self._link.publish(delivery.token.reply, b"+WPI")
+        self._link.send_each([delivery.token.reply for delivery in ours], b"+WPI")
         await self._link.flush()
         for delivery in ours:
             delivery.deadline = now + lease(delivery.group) * SAFE
 
     def _valid(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """The first word on each delivery that is still ours."""
+        now = self._clock.monotonic()
         first: dict[str, Outcome] = {}
         for outcome in outcomes:
-            if self._ours(outcome.delivery):
-                first.setdefault(outcome.delivery.token.reply, outcome)
+            delivery = outcome.delivery
+            # After the deadline it may be somebody else's, and an acknowledgement of ours would count for theirs.
+            if now < delivery.deadline and not delivery.token.settled:
+                first.setdefault(delivery.token.reply, outcome)
         return list(first.values())
 
     def _ours(self, delivery: Delivery) -> bool:
-        # After the deadline it may be somebody else's, and an acknowledgement of ours would count for theirs.
         return not delivery.token.settled and self._clock.monotonic() < delivery.deadline
 
     async def _once(self, outcomes: list[Outcome]) -> None:
@@ -115,14 +116,13 @@ class Settler:
                 raise
             except TidingsError as error:
                 failed[id(written)] = error
-        for outcome in outcomes:
-            if id(outcome) not in failed:
-                self._settled(outcome.delivery)  # before it may come back: then it is a new delivery, not this one
-                await self._acknowledge(outcome, id(outcome) in gone)
+        rest = [outcome for outcome in outcomes if id(outcome) not in failed] if failed else outcomes
+        for outcome in rest:
+            self._settled(outcome.delivery)  # before it may come back: then it is a new delivery, not this one
+        await self._acknowledge(rest, gone)
         await self._link.flush()
-        for outcome in outcomes:
-            if id(outcome) not in failed:
-                outcome.delivery.token.settled = True
+        for outcome in rest:
+            outcome.delivery.token.settled = True
         if failed:
             raise next(iter(failed.values()))
 
@@ -147,14 +147,18 @@ class Settler:
         subject = self._layout.dead(delivery.group, delivery.entry.position)
         return await self._link.ask(subject, body, headers | condition)
 
-    async def _acknowledge(self, outcome: Outcome, gone: bool) -> None:
-        reply = outcome.delivery.token.reply
-        if isinstance(outcome, Release) or (isinstance(outcome, RetryAfter) and not gone):
-            await self._link.publish(reply, nak(outcome.delay))
-        else:
-            await self._link.publish(reply, b"+ACK")
+    async def _acknowledge(self, outcomes: list[Outcome], gone: set[int]) -> None:
+        """Those that are finished all in one write, and what the register has on them is taken back."""
+        finished: list[str] = []
+        tombs: list[str] = []
+        for outcome in outcomes:
             delivery = outcome.delivery
-            registered = delivery.attempts or delivery.crashes or delivery.token.begun
-            if isinstance(outcome, Done | Dead) and registered:
-                subject = self._layout.attempts(delivery.group, delivery.entry.position)
-                await self._link.publish(subject, b"", TOMBSTONE)
+            if isinstance(outcome, Release) or (isinstance(outcome, RetryAfter) and id(outcome) not in gone):
+                await self._link.publish(delivery.token.reply, nak(outcome.delay))
+                continue
+            finished.append(delivery.token.reply)
+            if isinstance(outcome, Done | Dead) and (delivery.attempts or delivery.crashes or delivery.token.begun):
+                tombs.append(self._layout.attempts(delivery.group, delivery.entry.position))
+        self._link.send_each(finished, b"+ACK")
+        for subject in tombs:
+            await self._link.publish(subject, b"", TOMBSTONE)

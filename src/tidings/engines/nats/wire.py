@@ -15,12 +15,11 @@ from ...engine import DeadLetter, Delivery, Entry, Failure, Headers, Outgoing, R
 from ...errors import InvalidMessage, TooLarge
 from ...subjects import check_subject
 from .connection import Frame
+from .headers import ORIGIN, Block, is_senders
 
 MAX_HEADERS: Final = 40 * 1024
 """Bytes of headers in a message of ours: the server allows 64 KiB, a dead letter adds up to `_ROOM`."""
 _ROOM: Final = 16 * 1024
-ORIGIN: Final = "Tidings-Origin"
-"""The one header of ours in inbox messages and dead letters: JSON in ASCII."""
 FAR: Final = 9_000_000_000.0
 """Seconds since 1970 (in 2255) beyond which the server's clock arithmetic overflows."""
 
@@ -46,14 +45,14 @@ def source(reply: str) -> Source:
     return Source(parts[2], int(parts[4]), int(parts[5]), int(parts[7]) / 1e9)
 
 
-def clean(headers: Mapping[str, Any] | None) -> dict[str, str]:
+def clean(headers: Mapping[str, Any] | None) -> Headers:
     """The sender's own headers, without those that mean something to the server or to us."""
-    if not headers:
-        return {}
+    if isinstance(headers, Block):
+        return headers.senders()
     return {
         str(name): value if isinstance(value, str) else ", ".join(map(str, value))
-        for name, value in headers.items()
-        if not str(name).lower().startswith("nats-") and name not in (ORIGIN, "Status", "Description")
+        for name, value in (headers or {}).items()
+        if is_senders(str(name))
     }
 
 
@@ -204,7 +203,7 @@ def origin_of(frame: Frame) -> Origin:
 
 def original(position: int, origin: Origin, headers: Mapping[str, Any] | None, body: bytes) -> Entry:
     """The entry that was copied into an inbox or a dead letter."""
-    return Entry(position, origin.subject, origin.time, clean(headers) | origin.odd, body[: origin.edited])
+    return Entry(position, origin.subject, origin.time, {**clean(headers), **origin.odd}, body[: origin.edited])
 
 
 def first_body(origin: Origin, body: bytes) -> bytes | None:
