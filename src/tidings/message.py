@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, Generic
 from urllib.parse import quote, unquote
 
@@ -164,7 +165,14 @@ def compose(
 
 
 def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    # Rounded here, not by `datetime`: the parts must agree on which second it is.
+    whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_second(whole)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).isoformat().removesuffix("+00:00")
 
 
 def follow_up_id(cause: Message[Any], index: int) -> str:
@@ -174,6 +182,8 @@ def follow_up_id(cause: Message[Any], index: int) -> str:
 
 def encode_header(text: str) -> str:
     """Text as printable ASCII; the rest, spaces, '%' and '"' percent-encoded as CloudEvents asks for (HTTP 3.1.3.2)."""
+    if text.isascii() and text.isprintable() and not ("%" in text or " " in text or '"' in text):
+        return text
     return quote(text, safe="!#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="surrogatepass")
 
 
@@ -184,7 +194,7 @@ def decode_header(value: str) -> str:
 
 def header_size(headers: Mapping[str, str]) -> int:
     """Bytes of a header block on the wire."""
-    return 12 + sum(len(name) + len(value) + 4 for name, value in headers.items())
+    return 12 + sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
 
 
 class _IdMaker:
@@ -195,13 +205,14 @@ class _IdMaker:
         self._last = 0
 
     def __call__(self) -> str:
-        stamp = (time.time_ns() // 1_000_000) << 42 | (int.from_bytes(os.urandom(5), "big") & ((1 << 41) - 1))
+        noise = int.from_bytes(os.urandom(9), "big")
+        stamp = (time.time_ns() // 1_000_000) << 42 | (noise >> 32 & ((1 << 41) - 1))
         with self._lock:
             self._last = stamp = max(stamp, self._last + 1)
-        low = int.from_bytes(os.urandom(4), "big")
         value = (stamp >> 42) << 80 | 0x7 << 76 | ((stamp >> 30) & 0xFFF) << 64
-        value |= 0b10 << 62 | (stamp & 0x3FFFFFFF) << 32 | low
-        return str(uuid.UUID(int=value))
+        value |= 0b10 << 62 | (stamp & 0x3FFFFFFF) << 32 | noise & 0xFFFFFFFF
+        text = f"{value:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock; nobody is left to give it back."""

@@ -19,7 +19,7 @@ from .errors import InvalidMessage, TooLarge, Unconfirmed
 from .events import spec_of
 from .message import Message, compose, current_message, header_size, new_id
 from .registry import Registry
-from .subjects import check_subject, matches
+from .subjects import check_subject, within
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -58,7 +58,7 @@ class Publisher:
     ) -> Outgoing:
         """The message for an event, or for a subject and a plain body. Raises `InvalidMessage`; sends nothing."""
         subject, ce_type, codec, value, field = self._describe(what, body)
-        if not any(matches(root, subject) for root in self.roots):
+        if not within(self.roots, subject):
             raise InvalidMessage(
                 f"{subject!r} is outside the durable subjects {', '.join(self.roots)}: publish stores events; for what "
                 "only present listeners need, use broadcast; other durable subjects are given by Bus(roots=…)"

@@ -91,6 +91,12 @@ def matches(filter: str, subject: str) -> bool:
     return len(wanted) == len(got)
 
 
+@lru_cache(maxsize=65536)
+def within(filters: tuple[str, ...], subject: str) -> bool:
+    """Whether one of `filters` covers `subject`."""
+    return any(matches(filter, subject) for filter in filters)
+
+
 def covers(wide: str, narrow: str) -> bool:
     """Whether every subject that the filter `narrow` matches is matched by the filter `wide`."""
     left, right = wide.split("."), narrow.split(".")

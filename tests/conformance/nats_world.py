@@ -156,7 +156,9 @@ class NatsWorld:
         return await self._open(locate, patience), proxy
 
     async def _open(self, locate: Locate, patience: float | None) -> NatsEngine:
-        engine = NatsEngine(locate, namespace=self._namespace, clock=self._clock, timeout=patience or self._patience)
+        engine = NatsEngine(
+            locate, namespace=self._namespace, clock=self._clock, timeout=patience or self._patience, fsyncs=True
+        )
         self._engines.append(engine)
         await engine.open()
         return engine

@@ -27,6 +27,7 @@ from . import (
     ledger,
     lifecycle,
     live,
+    publishing,
     replay,
     retention,
     settle,
@@ -40,7 +41,7 @@ from .world import Link, WiredWorld, World
 __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "cases", "eventually"]
 
 _THEMES = (
-    *(delivery, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
+    *(delivery, publishing, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
     *(handling, stopping, talking, claiming, database, retention, replay, upgrades),
 )  # importing them registers their cases
 

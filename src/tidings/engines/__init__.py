@@ -140,7 +140,13 @@ async def connect(
                 return Address(place.servers, place.user, place.password)
 
         engine = NatsEngine(
-            locate, namespace=place.namespace, roots=roots, clock=clock, replicas=place.replicas, mode=mode
+            locate,
+            namespace=place.namespace,
+            roots=roots,
+            clock=clock,
+            replicas=place.replicas,
+            mode=mode,
+            fsyncs=True if place.kind == "embedded" else None,
         )
     stack.push_async_callback(engine.close)
     await engine.open()

@@ -19,11 +19,12 @@ NO_STREAM: Final = 10059
 OVERLAP: Final = 10065
 WRONG_SEQUENCE: Final = 10071
 CONSUMER_EXISTS: Final = 10148
+DUPLICATE_UNDER_WAY: Final = 10158
 _GONE: Final = (10043, 10057, NO_MESSAGE)  # deleting what is not there any more
 _FULL: Final = (10002, 10023, 10047, 10077, 10122)
 # No leader yet, a cluster that is just electing, or another write to the subject is still on its way to the copies:
-# whether that one counts is not decided, so whether a condition holds is not either.
-_LATER: Final = (10008, 10009, 10118, 10164)
+# whether that one counts is not decided, so whether a condition holds, or an id is known, is not either.
+_LATER: Final = (10008, 10009, 10118, DUPLICATE_UNDER_WAY, 10164)
 
 _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 _TRY: Final = 5.0
@@ -47,6 +48,19 @@ class Ack(msgspec.Struct):
     stream: str
     seq: int
     duplicate: bool = False
+    count: int = 1
+    """Messages of the batch it confirms; `seq` is the last one's."""
+
+
+class _Answer(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    count: int = 1
+    error: dict[str, Any] | None = None
+
+
+_ANSWERS: Final = msgspec.json.Decoder(_Answer)
 
 
 def expect(sequence: int, subject: str = "") -> dict[str, str]:
@@ -62,15 +76,16 @@ def read_ack(frame: Frame) -> Ack | None:
     if frame.status == "503":
         return None
     try:
-        answer = msgspec.json.decode(frame.body, type=dict[str, Any])
-        error = answer.get("error")
-        if error is None:
-            return Ack(answer["stream"], answer["seq"], answer.get("duplicate", False))
-    except (msgspec.DecodeError, KeyError):
+        answer = _ANSWERS.decode(frame.body)
+    except msgspec.DecodeError:
+        answer = _Answer()
+    if answer.error is not None:
+        _refuse(answer.error)
+        return None
+    if not answer.stream:
         # An empty answer looks like success to those who only count answers: such a message was not stored.
-        raise EngineUnavailable(f"the server's answer to a publish is none: {frame.body[:80]!r}") from None
-    _refuse(error)
-    return None
+        raise EngineUnavailable(f"the server's answer to a publish is none: {frame.body[:80]!r}")
+    return Ack(answer.stream, answer.seq, answer.duplicate, answer.count)
 
 
 def _refuse(error: dict[str, Any]) -> None:

@@ -59,7 +59,8 @@ class NatsEngine:
     """`tidings.engine.Engine` on NATS JetStream. `locate` says where the servers are, each time it is needed.
 
     `replicas` is the number of copies that a new namespace is kept in; None is three in a cluster, one without.
-    `mode` says what opening may change: see `streams.Mode`.
+    `mode` says what opening may change: see `streams.Mode`. `fsyncs` says whether the server writes each message to the
+    disk before it answers (`sync_interval: always`); None finds out.
     """
 
     durable = True
@@ -74,6 +75,7 @@ class NatsEngine:
         timeout: float = 10.0,
         replicas: int | None = None,
         mode: Mode = "extend",
+        fsyncs: bool | None = None,
     ) -> None:
         self._layout = Layout(namespace, tuple(roots))
         self._clock = clock or SystemClock()
@@ -83,7 +85,7 @@ class NatsEngine:
         self._mode: Mode = mode
         self._groups = Groups(self._js, self._layout)
         self._gauge = Gauge(self._js, self._layout)
-        self._publisher = Publisher(self._js, self._layout, self._clock, self._gauge.admit)
+        self._publisher = Publisher(self._js, self._layout, self._clock, self._gauge.admit, fsyncs)
         self._purger = Purger(self._js, self._layout)
         self._settler = Settler(self._js, self._layout, self._clock, self._forget_delivery)
         self._graveyard = Graveyard(self._js, self._layout, self._groups)

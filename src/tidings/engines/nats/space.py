@@ -64,7 +64,10 @@ class Gauge:
 
     def _refusing(self, size: int) -> Space | None:
         """The limit that leaves publishers no room for so many bytes more."""
-        return next((space for space in self._spaces if not space.takes(self._added + size)), None)
+        for space in self._spaces:
+            if not space.takes(self._added + size):
+                return space
+        return None
 
     @property
     def _age(self) -> float:
