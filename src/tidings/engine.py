@@ -14,10 +14,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol
 
 import msgspec
 
+from .delivery import Dead as Dead
+from .delivery import Delivery as Delivery
+from .delivery import Done as Done
+from .delivery import Entry as Entry
+from .delivery import Failure as Failure
+from .delivery import Outcome as Outcome
+from .delivery import Park as Park
+from .delivery import Reason as Reason
+from .delivery import Release as Release
+from .delivery import RetryAfter as RetryAfter
 from .signals import LISTENER_ROOM as LISTENER_ROOM
 from .signals import Headers as Headers
 from .signals import Lagged as Lagged
@@ -28,11 +38,6 @@ from .subjects import matches
 
 FOR_PUBLISHERS: Final = 0.9
 """Part of a limited store that publishers may fill; the rest is for dead letters, redrive and retries."""
-
-Reason = Literal[
-    "handler_error", "timeout", "crash_loop", "undecodable", "invalid", "unknown_type", "expired", "rejected"
-]
-
 
 KEEP_LEASE: Final = 0.0
 """As a group's lease: what the group has already, or the default for a new one."""
@@ -57,88 +62,6 @@ class Stored(msgspec.Struct, frozen=True):
     """Its place, rising with each message; 0 for one that waits for its `not_before`."""
     duplicate: bool = False
     """The id was known already: nothing new was stored."""
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A message as it stands in the log."""
-
-    position: int
-    subject: str
-    time: float
-    """When the engine stored it, seconds since 1970."""
-    headers: Headers
-    body: bytes
-
-
-class Delivery(msgspec.Struct, eq=False):
-    """One message leased to this connection for one group, until it is settled or the lease ends."""
-
-    entry: Entry
-    group: str
-    deliveries: int
-    """How often the engine has handed it out to this group, this time included; prefetch counts too."""
-    attempts: int
-    """How often a handler of this group has really tried and failed before (since the last redrive)."""
-    deadline: float
-    """`clock.monotonic()` after which nothing may be settled any more: the lease may be somebody else's."""
-    token: Any = None
-    """The engine's own note of where to settle it."""
-    crashes: int = 0
-    """How often a handler of this group has begun it (see `Engine.begin`) and never came to an end; since the last
-    redrive."""
-    replay: str = ""
-    """The id of the replay by which the group got it again (`redrive` for what had expired); empty on its first way."""
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """What went wrong, for people: kept with the retry and in the dead letter."""
-
-    error: str
-    """Type name of the exception, or a word for what happened without one."""
-    message: str
-    traceback: str = ""
-    handler: str = ""
-    host: str = ""
-    version: str = ""
-
-
-class Done(msgspec.Struct, frozen=True, eq=False):
-    """Handled; it never comes back to this group."""
-
-    delivery: Delivery
-
-
-class RetryAfter(msgspec.Struct, frozen=True, eq=False):
-    """The handler tried and failed: back to the group not before `delay` seconds, with one attempt more."""
-
-    delivery: Delivery
-    delay: float
-    failure: Failure
-
-
-class Dead(msgspec.Struct, frozen=True, eq=False):
-    """A person is needed: stored as a dead letter, then gone from the group."""
-
-    delivery: Delivery
-    reason: Reason
-    failure: Failure
-
-    @property
-    def attempts(self) -> int:
-        """What the dead letter says: the attempts counted before, and this one if a handler ran; crashes count too."""
-        if self.reason == "crash_loop":
-            return self.delivery.attempts + self.delivery.crashes
-        return self.delivery.attempts + (self.reason in ("handler_error", "timeout", "rejected"))
-
-
-class Release(msgspec.Struct, frozen=True, eq=False):
-    """Handed back untouched after `delay` seconds; burns no attempt."""
-
-    delivery: Delivery
-    delay: float = 0.0
-
-
-Outcome: TypeAlias = Done | RetryAfter | Dead | Release
 
 
 class Skip(msgspec.Struct, frozen=True):
@@ -173,6 +96,8 @@ class Group(msgspec.Struct, frozen=True):
     """Seconds without `extend` after which a delivery goes to somebody else; `KEEP_LEASE` changes nothing."""
     paused: bool = False
     """`pull` of a paused group waits and gets nothing."""
+    ordered: bool = False
+    """Its messages are handed out oldest first, to one connection at a time: see `Engine.pull`."""
 
     def wants(self, subject: str, position: int) -> bool:
         """Whether any claim hands the entry to the group."""
@@ -210,13 +135,13 @@ class DeadLetter(msgspec.Struct, frozen=True):
 class GroupState(msgspec.Struct, frozen=True):
     """What one group has to do with one entry."""
 
-    state: Literal["waiting", "leased", "retrying", "done", "dead", "not wanted"]
+    state: Literal["waiting", "leased", "retrying", "parked", "done", "dead", "not wanted"]
     detail: str = ""
     """By whom, until when, why: one short sentence, may be empty."""
 
 
 class GroupStats(msgspec.Struct, frozen=True):
-    """Counts of one group. `waiting + leased + delayed` is everything not yet handled."""
+    """Counts of one group. `waiting + leased + delayed + parked` is everything not yet handled."""
 
     waiting: int
     """Ready and not handed out."""
@@ -227,6 +152,8 @@ class GroupStats(msgspec.Struct, frozen=True):
     dead: int
     pulling: int
     """Readers that are waiting for messages right now."""
+    parked: int = 0
+    """Set aside behind an earlier one of their key; only in ordered groups."""
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -335,6 +262,11 @@ class Engine(Protocol):
         Never waits for a batch to fill. None of them is leased to anybody else. The engine may hold up to as many more
         for the next `pull` of this connection, whose leases it keeps itself. Raises `Conflict` for a group that is
         not declared.
+
+        Of an *ordered* group nothing is handed out while anybody else has, or may have, a delivery of it, or while one
+        waits for a delay; then the oldest first, so that nothing older of the group comes later, but for what is put
+        back (`redrive`, `replay`, `unpark`). What was put back before the first pull comes before what is newer. Two
+        connections that pull at the same time may wait for each other: see to it that there is one (`order`).
         """
         ...
 
@@ -359,6 +291,25 @@ class Engine(Protocol):
         and never gives a second dead letter for one message and group. A delivery whose lease has moved on to
         somebody else is ignored. Raises `EngineUnavailable` when the engine cannot be reached; repeating is safe.
         """
+        ...
+
+    async def keep(self, outcome: RetryAfter | Release) -> None:
+        """Settle a delivery without giving it up: it stays in these hands, to be run again after the delay, and its
+        lease is to be renewed meanwhile.
+
+        The attempt of a `RetryAfter` is durable on return, and counted in `delivery.attempts`; a beginning is taken
+        back. Repeating counts once. Raises `Conflict` for a delivery whose lease has moved on, `EngineUnavailable` or
+        `Unconfirmed`.
+        """
+        ...
+
+    async def parked(self, group: str, after: int = 0, limit: int = 100) -> list[Entry]:
+        """What an ordered group has set aside, by rising position behind `after`; only an empty page is the last."""
+        ...
+
+    async def unpark(self, group: str, positions: Sequence[int]) -> int:
+        """Put back to the group what was set aside, in this order, each in one step with its attempts; returns how
+        many. One that somebody else put back first is left out, so that repeating is safe."""
         ...
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -397,7 +348,8 @@ class Engine(Protocol):
         ...
 
     async def discard(self, letters: Sequence[DeadLetter]) -> int:
-        """Remove dead letters for good; returns how many were there."""
+        """Remove dead letters for good; returns how many were there. An ordered group is told by a delivery that is
+        `dropped`, in one step with the removal."""
         ...
 
     async def amend(self, letter: DeadLetter, body: bytes) -> bool:

@@ -28,6 +28,10 @@ class InboxKey(msgspec.Struct, frozen=True, order=True):
     id: str
 
 
+class Deposed(Exception):
+    """A later epoch has begun: another worker has taken over, and this transaction must not commit."""
+
+
 class Unit(Protocol):
     """One open transaction. Everything said to it happens with `commit` or not at all."""
 
@@ -56,6 +60,11 @@ class Unit(Protocol):
 
     async def stage(self, messages: Sequence[Outgoing]) -> None:
         """Put follow-ups into the outbox. They leave after the commit."""
+        ...
+
+    async def fence(self, name: str, epoch: int) -> None:
+        """Last thing before the commit: raise `Deposed` unless `epoch` is the latest that `Units.enter` has begun under
+        the name. Until this transaction has ended no later one begins."""
         ...
 
     async def commit(self) -> None:
@@ -143,6 +152,7 @@ class Shared(Protocol):
     async def fresh(self, keys: Sequence[InboxKey]) -> set[InboxKey]: ...
 
     async def forget(self, keys: Sequence[InboxKey]) -> None: ...
+    async def fence(self, name: str, epoch: int) -> None: ...
 
     async def stage(self, messages: Sequence[Outgoing]) -> None: ...
 
@@ -205,6 +215,12 @@ class Units(Protocol):
 
     def outbox(self, connection: Any) -> StagingOutbox:
         """The outbox inside an open transaction that the application owns."""
+        ...
+
+    async def enter(self, name: str, epoch: int) -> int:
+        """Begin an epoch in this database: durable on return, and no transaction of an earlier one commits after it.
+        Waits for those that have passed their `fence`. Returns the latest epoch: a greater one is in force and stays.
+        """
         ...
 
     async def committed(self, messages: Sequence[Outgoing]) -> Turn:

@@ -20,7 +20,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module (or package) imports only from its own layer and those before it.
 LAYERS = (
     ("errors", "clock", "subjects", "logs", "lifeline", "threads", "version", "failpoints"),  # ground floor
-    ("engine", "signals", "unit"),  # the two seams
+    ("delivery", "engine", "signals", "unit"),  # the two seams
     ("message", "codec", "events", "retry", "settings"),  # values that everything speaks in
     ("permissions", "embedded", "engines", "sql"),  # what stands behind the seams
     (

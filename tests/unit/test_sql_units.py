@@ -121,6 +121,6 @@ async def test_a_driver_that_nobody_knows_is_refused_in_words() -> None:
 def test_the_text_for_the_database_administrator_is_complete(dialect: str) -> None:
     """`sql()` has every statement with names filled in, a transaction for each file that records itself."""
     text = Migrations("sqlite:///x.db", tables=Tables("app_")).sql(dialect)
-    assert text.count("BEGIN;") == text.count("COMMIT;") == text.count("INSERT INTO app_migrations") == 2
+    assert text.count("BEGIN;") == text.count("COMMIT;") == text.count("INSERT INTO app_migrations") == 3
     assert "{" not in text
     assert "INSERT INTO app_migrations (version, name, applied_at) VALUES (1, '0001_inbox_outbox'" in text

@@ -27,6 +27,7 @@ from . import (
     ledger,
     lifecycle,
     live,
+    order,
     publishing,
     replay,
     retention,
@@ -42,7 +43,7 @@ __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "
 
 _THEMES = (
     *(delivery, publishing, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
-    *(handling, stopping, talking, claiming, database, retention, replay, upgrades),
+    *(handling, stopping, talking, claiming, database, retention, replay, upgrades, order),
 )  # importing them registers their cases
 
 

@@ -117,7 +117,17 @@ PROMISES = (
         "Order on request",
         "One reader of a group gets what a publisher sent in its order while nothing fails; more is promised only to "
         "groups that ask for order.",
-        ("one_reader_gets_them_in_order", "many_keep_their_order", "push_misses_nothing"),
+        (
+            "one_reader_gets_them_in_order",
+            "many_keep_their_order",
+            "push_misses_nothing",
+            "ordered_goes_to_one_reader",
+            "ordered_comes_again_from_the_oldest",
+            "handed_back_it_keeps_its_order",
+            "parked_waits_and_comes_back_in_order",
+            "put_back_comes_before_what_is_newer",
+            "order_outlives_the_server",
+        ),
     ),
     Promise(
         "The publisher never changes",

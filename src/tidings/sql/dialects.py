@@ -29,6 +29,8 @@ class Dialect(Protocol):
     keys: str
     """SQL for a subquery of the columns a, b, c out of the parameter `:keys`, JSON `[["a", "b", "c"], …]`."""
     skip_locked: str
+    for_share: str
+    """SQL behind a SELECT whose rows must not change before the transaction ends."""
     one_writer: bool
     """Whether writers queue for the whole database anyway, so that they had better queue in the process first."""
 
@@ -51,6 +53,7 @@ class SQLite:
         " FROM json_each(:keys)"
     )
     skip_locked = ""
+    for_share = ""  # who may write at all keeps everybody else from it
     one_writer = True
 
     def begin(self, connection: Connection) -> None:
@@ -109,6 +112,7 @@ class PostgreSQL:
     now = "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
     keys = "SELECT value->>0 AS a, value->>1 AS b, value->>2 AS c FROM json_array_elements(CAST(:keys AS json))"
     skip_locked = "FOR UPDATE SKIP LOCKED"
+    for_share = "FOR SHARE"
     one_writer = False
 
     _idle = text(

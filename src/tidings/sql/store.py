@@ -1,4 +1,4 @@
-"""The statements on inbox and outbox, as plain functions of a connection inside a transaction."""
+"""The statements on inbox, outbox and epochs, as plain functions of a connection inside a transaction."""
 
 from __future__ import annotations
 
@@ -96,8 +96,17 @@ DELETE FROM {table}inbox WHERE (group_name, subject, message_id) IN (
 )"""
 
 
+_ENTER: Final = """
+INSERT INTO {table}epochs AS known (name, epoch) VALUES (:name, CAST(:epoch AS bigint))
+ON CONFLICT (name) DO UPDATE
+SET epoch = CASE WHEN excluded.epoch > known.epoch THEN excluded.epoch ELSE known.epoch END
+RETURNING epoch"""
+
+_EPOCH: Final = "SELECT epoch FROM {table}epochs WHERE name = :name {for_share}"
+
+
 class Store:
-    """Inbox and outbox of one database. Every method runs inside the caller's transaction.
+    """Inbox, outbox and epochs of one database. Every method runs inside the caller's transaction.
 
     A staged or leased row carries the `token` of this store, that is of this process. `mark_sent` touches only rows
     with its own token: a relay that was too slow leaves the row to the one that has taken it over after `lease`
@@ -139,6 +148,15 @@ class Store:
         connection.execute(self._statement(connection, _LOCK_KEYS), {"locks": msgspec.json.encode(locks).decode()})
         parameters = {"keys": _identities(messages), "token": self.token}
         connection.execute(self._statement(connection, _TAKE_POSITIONS), parameters)
+
+    def enter(self, connection: Connection, name: str, epoch: int) -> int:
+        """Begin the epoch, unless a later one has begun; returns the latest. Waits for transactions in `epoch`."""
+        return int(self._run(connection, _ENTER, name=name, epoch=epoch)[0].epoch)
+
+    def epoch(self, connection: Connection, name: str) -> int | None:
+        """The latest epoch, which stays the latest until this transaction ends."""
+        rows = self._run(connection, _EPOCH, name=name)
+        return int(rows[0].epoch) if rows else None
 
     def lease(self, connection: Connection, limit: int) -> list[Outgoing]:
         """Take over messages whose lease has ended, oldest first; passes over rows that another relay is taking."""
@@ -191,8 +209,8 @@ def _lock(table: str, key: str) -> int:
 @cache
 def _statement(template: str, dialect_name: str, table: str) -> TextClause:
     dialect = dialect_of(dialect_name)
-    words = {"table": table, "now": dialect.now, "skip_locked": dialect.skip_locked, "message": _MESSAGE}
-    return text(template.format(**words, keys=dialect.keys))
+    words = {"table": table, "now": dialect.now, "message": _MESSAGE, "keys": dialect.keys}
+    return text(template.format(**words, skip_locked=dialect.skip_locked, for_share=dialect.for_share))
 
 
 def _json(keys: Sequence[tuple[str, ...]]) -> str:

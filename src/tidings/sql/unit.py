@@ -7,7 +7,7 @@ from typing import Any
 
 from tidings import failpoints
 from tidings.engine import Outgoing
-from tidings.unit import InboxKey
+from tidings.unit import Deposed, InboxKey
 
 from .store import Store
 from .transaction import Transaction
@@ -41,6 +41,12 @@ class SqlUnit:
         """Put follow-ups into the outbox. For a third of the lease they are left to this process to send."""
         if messages:
             await self._transaction.call(self._store.stage, messages)
+
+    async def fence(self, name: str, epoch: int) -> None:
+        """Raise `Deposed` unless the epoch is still the latest; see `Unit.fence`."""
+        latest = await self._transaction.call(self._store.epoch, name)
+        if latest != epoch:
+            raise Deposed(f"{name} is in epoch {latest}, this transaction began in {epoch}: nothing of it is committed")
 
     async def commit(self) -> None:
         """Flush and commit. Raises `ConfigError` when the handler has ended the transaction behind our back."""

@@ -146,6 +146,10 @@ class SqlUnits:
         """The outbox in a transaction that the application owns."""
         return Outbox(session, self._store)
 
+    async def enter(self, name: str, epoch: int) -> int:
+        """Begin an epoch, unless there is a later one; returns the latest. See `Units.enter`."""
+        return await self._database.run(self._store.enter, name, epoch)
+
     async def committed(self, messages: Sequence[Outgoing]) -> Turn:
         """Those of the messages staged here whose transaction has really committed, and that this process is to send.
         What a savepoint or an outer transaction took back is not among them."""

@@ -19,8 +19,10 @@ from tidings.engine import (
     Outcome,
     Outgoing,
     Record,
+    Release,
     Reply,
     Responder,
+    RetryAfter,
     Signal,
     Space,
     Stats,
@@ -134,6 +136,19 @@ class MemoryEngine:
         await self._turn()
         for outcome in outcomes:
             self._store.settle(outcome)
+
+    async def keep(self, outcome: RetryAfter | Release) -> None:
+        await self._turn()
+        self._store.keep(outcome)
+
+    async def parked(self, group: str, after: int = 0, limit: int = 100) -> list[Entry]:
+        await self._turn()
+        return self._store.group(group).parked(after, limit)
+
+    async def unpark(self, group: str, positions: Sequence[int]) -> int:
+        await self._turn()
+        queue = self._store.group(group)
+        return sum(queue.unpark(position) for position in positions)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         await self._turn()

@@ -8,17 +8,18 @@ that is no longer waiting when its turn comes is passed over.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from tidings.clock import Clock, Timer
 from tidings.engine import Delivery, Entry, Failure, Group, GroupState, GroupStats
 
 from .bell import Bell
 
-State = Literal["waiting", "leased", "delayed"]
+State = Literal["waiting", "leased", "delayed", "parked"]
 
 
 class Lease:
@@ -36,13 +37,14 @@ class Item:
     """One message the group has still to handle."""
 
     __slots__ = (
-        *("attempts", "crashes", "deliveries", "due", "entry", "failure", "lease", "original", "replay", "state"),
-        "timer",
+        *("attempts", "behind", "crashes", "deliveries", "dropped", "due", "entry", "failure", "kept", "lease"),
+        *("original", "replay", "state", "timer"),
     )
 
-    def __init__(self, entry: Entry, original: bytes | None, replay: str) -> None:
+    def __init__(self, entry: Entry, original: bytes | None, replay: str, dropped: bool) -> None:
         self.entry = entry
         self.replay = replay
+        self.dropped = dropped
         self.original = original
         """The body as it was published, if the entry has another one by now."""
         self.state: State = "waiting"
@@ -57,6 +59,10 @@ class Item:
         """Ends the lease or the delay."""
         self.due = 0.0
         """Wall time of the end of the delay."""
+        self.kept = False
+        """Leased, and waiting in the holder's hands for the end of its delay."""
+        self.behind = 0
+        """Position of what it is parked behind."""
 
 
 class GroupQueue:
@@ -69,7 +75,8 @@ class GroupQueue:
         self._changed = changed
         self._items: dict[int, Item] = {}
         self._heap: list[int] = []
-        self._counts: dict[State, int] = {"waiting": 0, "leased": 0, "delayed": 0}
+        self._counts: dict[State, int] = dict.fromkeys(get_args(State), 0)
+        self._held: Counter[object] = Counter()
 
     def __contains__(self, position: int) -> bool:
         return position in self._items
@@ -77,11 +84,13 @@ class GroupQueue:
     @property
     def quiet(self) -> bool:
         """Nothing is leased, and nothing ready unless the group is paused."""
-        return not self._counts["leased"] and (self.group.paused or not self._counts["waiting"])
+        if self._counts["leased"] and not all(item.kept for item in self._items.values() if item.state == "leased"):
+            return False
+        return self.group.paused or not self._counts["waiting"]
 
-    def add(self, entry: Entry, original: bytes | None = None, replay: str = "") -> None:
+    def add(self, entry: Entry, original: bytes | None = None, replay: str = "", dropped: bool = False) -> None:
         """A new message for the group, with no attempts counted."""
-        item = Item(entry, original, replay)
+        item = Item(entry, original, replay, dropped)
         self._items[entry.position] = item
         self._counts["waiting"] += 1
         self._offer(item)
@@ -89,7 +98,7 @@ class GroupQueue:
     def take(self, limit: int, holder: object) -> list[Delivery]:
         """Lease up to `limit` ready items to `holder`, oldest first."""
         taken: list[Delivery] = []
-        if self.group.paused:
+        if self.group.paused or (self.group.ordered and self._elsewhere(holder)):
             return taken
         while self._heap and len(taken) < limit:
             item = self._items.get(heapq.heappop(self._heap))
@@ -98,6 +107,10 @@ class GroupQueue:
         if taken:
             self._changed()
         return taken
+
+    def _elsewhere(self, holder: object) -> bool:
+        """Whether something of the group is delayed, or in other hands."""
+        return self._counts["delayed"] > 0 or self._counts["leased"] > self._held[holder]
 
     def current(self, delivery: Delivery) -> Item | None:
         """The item if the delivery may still be settled: not settled before and not given to somebody else."""
@@ -109,14 +122,12 @@ class GroupQueue:
         self._stop(item)
         self._counts[item.state] -= 1
         del self._items[item.entry.position]
-        self._changed()
+        self._freed()
 
     def postpone(self, item: Item, delay: float, failure: Failure | None = None) -> None:
         """Back to the group after `delay` seconds; with a failure it was an attempt."""
         self._stop(item)
-        if failure is not None:
-            item.attempts += 1
-            item.failure = failure
+        self._count(item, failure)
         if delay <= 0:
             self._return(item)
             return
@@ -124,6 +135,41 @@ class GroupQueue:
         item.due = self._clock.time() + delay
         item.timer = self._clock.call_later(delay, partial(self._return, item))
         self._changed()
+
+    def keep(self, item: Item, delay: float, failure: Failure | None) -> None:
+        """Leave it to its holder, who runs it again after `delay` seconds."""
+        self._count(item, failure)
+        item.kept = delay > 0
+        item.due = self._clock.time() + delay
+        if item.kept:
+            self._clock.call_later(delay, partial(setattr, item, "kept", False))
+        self._changed()
+
+    def park(self, item: Item, behind: int) -> None:
+        """Set it aside."""
+        self._stop(item)
+        item.behind = behind
+        self._move(item, "parked")
+        self._freed()
+
+    def unpark(self, position: int) -> bool:
+        """Back to the group, if it is set aside."""
+        item = self._items.get(position)
+        if item is None or item.state != "parked":
+            return False
+        self._return(item)
+        return True
+
+    def parked(self, after: int, limit: int) -> list[Entry]:
+        """What is set aside behind a position."""
+        found = sorted(p for p, item in self._items.items() if item.state == "parked" and p > after)
+        return [self._items[position].entry for position in found[:limit]]
+
+    @staticmethod
+    def _count(item: Item, failure: Failure | None) -> None:
+        if failure is not None:
+            item.attempts += 1
+            item.failure = failure
 
     def extend(self, delivery: Delivery) -> None:
         """Start the lease again from now, if it has not ended."""
@@ -145,7 +191,8 @@ class GroupQueue:
         for item in self._items.values():
             self._stop(item)
         self._items.clear()
-        self._counts = {"waiting": 0, "leased": 0, "delayed": 0}
+        self._counts = dict.fromkeys(get_args(State), 0)
+        self._held.clear()
         self.ready.ring()
         self._changed()
 
@@ -158,10 +205,12 @@ class GroupQueue:
         item = self._items.get(entry.position)
         if item is None:
             return self._settled_state(entry)
-        if item.state == "leased" and item.lease is not None:
+        if item.state == "parked":
+            return GroupState("parked", f"behind {item.behind}")
+        if item.state == "leased" and item.lease is not None and not item.kept:
             rest = item.lease.until - self._clock.monotonic()
             return GroupState("leased", f"by {item.lease.holder}, for {rest:.0f} s more unless renewed")
-        at = f"not before {_stamp(item.due)}" if item.state == "delayed" else ""
+        at = f"not before {_stamp(item.due)}" if item.state == "delayed" or item.kept else ""
         if item.failure is not None:
             failed = f"attempt {item.attempts} failed with {item.failure.error}: {item.failure.message}"
             return GroupState("retrying", f"{at}; {failed}" if at else failed)
@@ -176,10 +225,11 @@ class GroupQueue:
         item.deliveries += 1
         item.lease = Lease(item, holder, self._clock.monotonic() + self.group.lease)
         self._move(item, "leased")
+        self._held[holder] += 1
         self._watch(item, item.lease)
         until, lease = item.lease.until, item.lease
         tried = item.deliveries, item.attempts
-        return Delivery(item.entry, self.group.name, *tried, until, lease, item.crashes, item.replay)
+        return Delivery(item.entry, self.group.name, *tried, until, lease, item.crashes, item.replay, item.dropped)
 
     def _watch(self, item: Item, lease: Lease) -> None:
         if item.timer is not None:
@@ -190,10 +240,24 @@ class GroupQueue:
         """End timer and lease: whoever holds the delivery can no longer settle it."""
         if item.timer is not None:
             item.timer.cancel()
+        self._let_go(item)
         item.timer = item.lease = None
+
+    def _let_go(self, item: Item) -> None:
+        """It is in nobody's hands any more."""
+        item.kept = False
+        if item.state == "leased" and item.lease is not None:
+            self._held[item.lease.holder] -= 1
+
+    def _freed(self) -> None:
+        """Something has left a reader's hands: of an ordered group others may have what waits."""
+        if self.group.ordered and not self.group.paused:
+            self.ready.ring()
+        self._changed()
 
     def _return(self, item: Item) -> None:
         item.timer = None
+        self._let_go(item)
         self._move(item, "waiting")
         self._offer(item)
 

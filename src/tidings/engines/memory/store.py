@@ -22,6 +22,7 @@ from tidings.engine import (
     GroupState,
     Outcome,
     Outgoing,
+    Park,
     Record,
     Release,
     RetryAfter,
@@ -228,10 +229,23 @@ class MemoryStore:
             queue.postpone(item, outcome.delay)
         elif isinstance(outcome, RetryAfter):
             queue.postpone(item, outcome.delay, outcome.failure)
+        elif isinstance(outcome, Park):
+            queue.park(item, outcome.behind)
         else:
             if isinstance(outcome, Dead):
                 self.dead.put(self._letter(outcome, item.original))
             queue.finish(item)
+
+    def keep(self, outcome: RetryAfter | Release) -> None:
+        """The delivery stays with its holder."""
+        delivery = outcome.delivery
+        queue = self.group(delivery.group)
+        item = queue.current(delivery)
+        if item is None:
+            raise Conflict(f"message {delivery.entry.position} is no longer in the hands of this reader")
+        item.crashes = delivery.crashes
+        queue.keep(item, outcome.delay, outcome.failure if isinstance(outcome, RetryAfter) else None)
+        delivery.attempts = item.attempts
 
     def _letter(self, outcome: Dead, original: bytes | None) -> DeadLetter:
         group, entry, died = outcome.delivery.group, outcome.delivery.entry, self.clock.time()
@@ -268,7 +282,12 @@ class MemoryStore:
 
     def discard(self, letters: Sequence[DeadLetter]) -> int:
         """Remove for good; returns how many were there."""
-        return sum(self.dead.take(letter) is not None for letter in letters)
+        gone = [kept for letter in letters if (kept := self.dead.take(letter)) is not None]
+        for letter in gone:
+            queue = self._groups.get(letter.group)
+            if queue is not None and queue.group.ordered:
+                queue.add(letter.entry, replay=letter.replay, dropped=True)
+        return len(gone)
 
     def amend(self, letter: DeadLetter, body: bytes) -> bool:
         """Whether the letter was still as it was read, and has the body now."""

@@ -11,11 +11,12 @@ from ...clock import Clock
 from ...engine import Entry, GroupState, GroupStats, Stats
 from .api import NO_STREAM, ApiError, JetStream
 from .connection import Frame
+from .headers import ORIGIN
 from .layout import Layout, Shape, shape_of
 from .link import Disconnected
 from .pull import Holding
 from .redrive import Graveyard
-from .wire import Attempts
+from .wire import Attempts, origin_of
 
 _ANSWERS_WITHIN = 0.25
 
@@ -37,6 +38,7 @@ class Census:
         groups = await self._consumers(layout.events)
         inboxes = await self._consumers(layout.control)
         dead = await self._js.subjects(layout.control, layout.dead("*", "*"))
+        parked = await self._js.subjects(layout.control, layout.parked("*", "*"))
         now = self._clock.time()
         delayed = [
             subject.split(".")[-2] for subject, attempts in (await self._retrying()).items() if attempts.until > now
@@ -52,6 +54,7 @@ class Census:
                 delayed=waits,
                 dead=sum(subject.split(".")[-2] == name for subject in dead),
                 pulling=consumer["num_waiting"],
+                parked=sum(subject.split(".")[-2] == name for subject in parked),
             )
         return Stats(state["messages"], state["bytes"], state["first_seq"], state["last_seq"], counts)
 
@@ -73,6 +76,9 @@ class Census:
             return GroupState(
                 "dead", f"{letter.reason} after {letter.attempts} attempts: {letter.failure.message[:200]}"
             )
+        aside = await self._js.last(layout.control, layout.parked(shape.name, position))
+        if aside is not None and aside.header(ORIGIN) and (parked := origin_of(aside).parked) is not None:
+            return GroupState("parked", f"behind {parked.behind}")
         sent = await self._js.last(layout.control, layout.inbox(shape.name, position))
         if sent is not None and inbox is not None:
             return await self._progress(shape, position, int(sent.header("Nats-Sequence")), inbox)

@@ -20,8 +20,10 @@ from ...engine import (
     Outcome,
     Outgoing,
     Record,
+    Release,
     Reply,
     Responder,
+    RetryAfter,
     Signal,
     Space,
     Stats,
@@ -37,6 +39,7 @@ from .later import Later
 from .layout import Layout
 from .link import Link, Locate
 from .live import Live
+from .parking import Parking
 from .publish import Publisher
 from .pull import Puller
 from .purge import Purger
@@ -89,6 +92,7 @@ class NatsEngine:
         self._purger = Purger(self._js, self._layout)
         self._settler = Settler(self._js, self._layout, self._clock, self._forget_delivery)
         self._graveyard = Graveyard(self._js, self._layout, self._groups)
+        self._parking = Parking(self._js, self._layout, self._groups)
         self._census = Census(self._js, self._layout, self._clock, self._graveyard)
         self._replayer = Replayer(self._js, self._layout, self._census)
         self._reader = Reader(self._js, self._layout)
@@ -209,6 +213,18 @@ class NatsEngine:
         self._check_open()
         if outcomes:
             await self._settler.settle(outcomes)
+
+    async def keep(self, outcome: RetryAfter | Release) -> None:
+        self._check_open()
+        await self._settler.keep(outcome)
+
+    async def parked(self, group: str, after: int = 0, limit: int = 100) -> list[Entry]:
+        self._check_open()
+        return await self._parking.parked(group, after, limit)
+
+    async def unpark(self, group: str, positions: Sequence[int]) -> int:
+        self._check_open()
+        return await self._parking.unpark(group, positions)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         self._check_open()

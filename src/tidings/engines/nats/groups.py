@@ -67,6 +67,12 @@ class Groups:
         """Seconds of a group's leases, of those that were pulled from or declared here."""
         return self._known[name].lease
 
+    async def ordered(self, name: str) -> bool:
+        """Whether the group was declared as ordered."""
+        info = await self._js.consumer(self._layout.events, name)
+        shape = shape_of(info) if info is not None else None
+        return shape is not None and shape.ordered
+
     async def forget(self, name: str) -> None:
         """See `Engine.forget`. The mark keeps running readers from making the group again."""
         self._known.pop(name, None)
@@ -74,7 +80,8 @@ class Groups:
         await self._js.store(layout.gone(name), b"gone", {"Nats-Rollup": "sub"})
         for stream in (layout.events, layout.control):
             await self._js.delete_consumer(stream, name)
-        for subject in (layout.inbox(name), layout.dead(name), layout.attempts(name), layout.reference(name)):
+        places = (layout.inbox, layout.dead, layout.parked, layout.attempts, layout.reference)
+        for subject in (place(name) for place in places):
             await self._js.purge(layout.control, subject)
 
     async def logged(self, entry: Entry) -> Entry:
@@ -91,7 +98,7 @@ class Groups:
         start = max(1, min((claim.since for claim in group.claims), default=1))
         claims = tuple(Held(claim, 1) for claim in dict.fromkeys(group.claims))
         await self._js.purge(self._layout.control, self._layout.gone(group.name))
-        await self._make(Shape(group.name, claims, group.lease or _LEASE, start))
+        await self._make(Shape(group.name, claims, group.lease or _LEASE, start, group.ordered))
         info = await self._js.consumer(self._layout.events, group.name)
         if info is None:
             raise EngineUnavailable(f"group {group.name!r} was removed while it was being declared")
@@ -206,10 +213,10 @@ class Groups:
 
 
 def _merged(shape: Shape, group: Group) -> Shape:
-    """The shape with the claims and the lease of the group; claims that are new to it are pending."""
+    """The shape with the claims, lease and order of the group; claims that are new to it are pending."""
     there = [held.claim for held in shape.claims]
     added = tuple(Held(claim, None, False) for claim in dict.fromkeys(group.claims) if claim not in there)
-    return replace(shape, claims=shape.claims + added, lease=group.lease or shape.lease)
+    return replace(shape, claims=shape.claims + added, lease=group.lease or shape.lease, ordered=group.ordered)
 
 
 def _kept(info: dict[str, Any]) -> dict[str, Any]:

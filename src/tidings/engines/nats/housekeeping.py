@@ -50,6 +50,7 @@ async def _forget_attempts(js: JetStream, layout: Layout, since: str) -> int:
     """The register's entries of messages that were finished by a worker that died before it could clear them."""
     tried = await _places(js, layout, layout.attempts("*", "*"))
     waiting = await _places(js, layout, layout.inbox("*", "*")) if tried else set()
+    waiting |= await _places(js, layout, layout.parked("*", "*")) if tried else set()
     removed = 0
     for group in {group for group, _ in tried - waiting}:
         consumer = await js.consumer(layout.events, group)
@@ -63,9 +64,9 @@ async def _forget_marks(js: JetStream, layout: Layout, since: str) -> int:
     marks = await _places(js, layout, layout.reference("*", "*"))
     if not marks:
         return 0
-    used = await _places(js, layout, layout.dead("*", "*")) | await _places(js, layout, layout.inbox("*", "*"))
+    used = [await _places(js, layout, place("*", "*")) for place in (layout.dead, layout.inbox, layout.parked)]
     removed = 0
-    for group, position in marks - used:
+    for group, position in marks.difference(*used):
         removed += await _purge_old(js, layout, layout.reference(group, position), since)
     return removed
 

@@ -6,6 +6,7 @@ based on:
 
     _t.{ns}.in.{group}.{position}    inbox: entries given to one group again (redrive, a claim added later)
     _t.{ns}.dead.{group}.{position}  dead letters
+    _t.{ns}.park.{group}.{position}  set aside behind an earlier message of its key (ordered groups)
     _t.{ns}.att.{group}.{position}   attempts made on a message that is being retried
     _t.{ns}.ref.{group}.{position}   beside a dead letter or inbox message that is too large to carry the entry's body
     _t.{ns}.at.{id}                  messages that wait for their time
@@ -60,6 +61,9 @@ class Layout(msgspec.Struct, frozen=True):
 
     def dead(self, group: str, position: int | str = ">") -> str:
         return f"_t.{self.namespace}.dead.{group}.{position}"
+
+    def parked(self, group: str, position: int | str = ">") -> str:
+        return f"_t.{self.namespace}.park.{group}.{position}"
 
     def attempts(self, group: str, position: int | str = ">") -> str:
         return f"_t.{self.namespace}.att.{group}.{position}"
@@ -173,6 +177,7 @@ class Shape(msgspec.Struct, frozen=True):
     lease: float
     start: int
     """Where the consumer began; it cannot be changed."""
+    ordered: bool = False
 
     @property
     def pending(self) -> bool:

@@ -22,12 +22,15 @@ from .fetch import Fetch
 from .groups import Groups
 from .layout import NS, Layout, Shape
 from .link import Disconnected, Subscription
+from .unbroken import Unbroken
 from .wire import Attempts, Token, clean, first_body, origin_of, original, source
 
 log = logging.getLogger("tidings.engines.nats")
 
 SAFE: Final = 5 / 6
 """Part of the lease after which nothing is settled any more."""
+_LOOK_AGAIN: Final = 0.1
+"""Seconds after which it is looked again whether what is here may be handed out."""
 _SOON: Final = b'-NAK {"delay": 500000000}'
 _numbers = itertools.count()
 
@@ -59,6 +62,7 @@ class Puller:
             layout.control: Fetch(self._link, layout.control, group, f"{inbox}.c"),
         }
         self._shape: Shape | None = None
+        self._unbroken = Unbroken(js, layout, group)
         self._buffer: deque[Delivery] = deque()
         self._held: dict[tuple[int, int], tuple[Delivery, float]] = {}
         self._doubtful: list[Frame] = []
@@ -109,7 +113,7 @@ class Puller:
             asked = True
             # With `wait` 0 the server answers at once; should it not, it is gone.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left if left > 0 else min(2.0, self._js.timeout)):
+                async with asyncio.timeout(self._patience(left)):
                     await changed.wait()
             if left <= 0 and not changed.is_set():
                 raise EngineUnavailable(f"{self._link.server} does not answer a pull for group {self._group}")
@@ -117,9 +121,16 @@ class Puller:
             raise Closed("the engine was closed")
         return []
 
+    def _patience(self, left: float) -> float:
+        """How long to wait for something to change here before looking again."""
+        if left <= 0:
+            return min(2.0, self._js.timeout)
+        return min(left, _LOOK_AGAIN) if self._buffer else left
+
     async def stop(self) -> None:
         """See `Engine.stop_pulling`."""
         self._stops += 1
+        self._unbroken.broken()
         self.ring()
         async with self._starting:
             subscriptions, self._subscriptions = self._subscriptions, []
@@ -166,6 +177,7 @@ class Puller:
         A server that was started anew may have forgotten that it had sent us something, and send it to others: what
         still waits here is left to them. So nothing is handed out either while no server answers.
         """
+        self._unbroken.broken()
         if self._link.identity and self._link.identity != self._identity:
             self._buffer.clear()
             self._identity = self._link.identity
@@ -218,14 +230,27 @@ class Puller:
 
     async def _ask(self, limit: int, wait: float) -> None:
         """Ask both consumers for as many as are wanted beyond what is here, unless a request is open."""
-        wanted = limit - len(self._buffer)
-        for fetch in self._fetches.values():
+        for stream, fetch in self._fetches.items():
+            wanted = self._wanted(limit, stream == self._layout.control)
             if wanted > 0 and not fetch.open:
                 await fetch.ask(wanted, wait)
 
+    def _wanted(self, limit: int, inbox: bool) -> int:
+        if not self._must_wait:
+            return limit - len(self._buffer)
+        if self._unbroken.trust == "inbox" and not inbox:
+            return 0
+        # What is missing comes only to those who ask.
+        return max(1, limit - len([here for here in self._buffer if (here.token.inbox > 0) == inbox]))
+
+    @property
+    def _must_wait(self) -> bool:
+        """Whether what is here may not be handed out yet."""
+        return self._shape is not None and self._shape.ordered and self._unbroken.trust != "all"
+
     async def _ask_ahead(self, limit: int, taken: list[Delivery]) -> None:
         """Where much waits, have the next ones sent while these are handled: only what is there already."""
-        wanted = limit - len(self._buffer)
+        wanted = 0 if self._must_wait else limit - len(self._buffer)
         try:
             for fetch in self._fetches.values():
                 if wanted > 0 and limit > 1 and fetch.flowing:
@@ -250,12 +275,15 @@ class Puller:
         if fetch is None or self._shape is None:
             return
         fetch.message()
+        if self._shape.ordered:
+            self._unbroken.came(came)
         if came.stream == self._layout.control:
             position = int(frame.subject.rpartition(".")[2])
             origin = origin_of(frame)
             entry = original(position, origin, frame.headers, frame.body)
             token = Token(frame.reply, came.position, origin.reference, first_body(origin, frame.body))
             token.replay = origin.replay
+            token.dropped = origin.dropped
             self._admit(entry, came.deliveries, token)
         elif self._shape.verdict(frame.subject, came.position):
             entry = Entry(came.position, frame.subject, came.time, clean(frame.headers), frame.body)
@@ -270,7 +298,9 @@ class Puller:
         assert self._shape is not None
         now = self._clock.monotonic()
         deadline = now + self._shape.lease * SAFE
-        delivery = Delivery(entry, self._group, deliveries, 0, deadline, token, replay=token.replay)
+        delivery = Delivery(
+            entry, self._group, deliveries, 0, deadline, token, replay=token.replay, dropped=token.dropped
+        )
         held = self._held.get(_key(delivery))
         if held is not None and held[0].deadline > now:
             # A server that was killed has forgotten that it had handed this out: it is still in our hands.
@@ -301,13 +331,19 @@ class Puller:
     async def _take(self, limit: int) -> list[Delivery]:
         if not self._buffer or not self._link.connected:
             return []
-        now, since, next_one = self._clock.monotonic(), self._clock.time(), self._buffer.popleft
+        if wary := self._must_wait:
+            await self._put_in_order()
+        now, since = self._clock.monotonic(), self._clock.time()
         taken: list[Delivery] = []
-        while self._buffer and len(taken) < limit:
-            delivery = next_one()
+        while self._buffer and len(taken) < limit and not (wary and self._must_stay(self._buffer[0])):
+            delivery = self._buffer.popleft()
             if delivery.deadline > now:
                 taken.append(delivery)
                 self._held[delivery.token.inbox, delivery.entry.position] = delivery, since
+            else:
+                self._unbroken.broken()
+                if self._must_wait:
+                    break
         try:
             again = [d for d in taken if d.deliveries > 1 or d.entry.position in self._tried]
             if again:
@@ -317,6 +353,30 @@ class Puller:
             self._put_back(taken)
             raise
         return taken
+
+    async def _put_in_order(self) -> None:
+        """Find out what may be handed out of an ordered group, and let that stand in front, the oldest first."""
+        now = self._clock.monotonic()
+        self._drop_expired(now)
+        if self._doubtful:
+            return
+        trust = await self._unbroken.look(
+            lambda: [*(held for held, _ in self._held.values() if held.deadline > now), *self._buffer]
+        )
+        if trust != "nothing":
+            inbox_first = trust == "inbox"
+            order = sorted(self._buffer, key=lambda d: (inbox_first and not d.token.inbox, d.entry.position))
+            self._buffer = deque(order)
+
+    def _must_stay(self, delivery: Delivery) -> bool:
+        return self._must_wait and not (self._unbroken.trust == "inbox" and delivery.token.inbox > 0)
+
+    def _drop_expired(self, now: float) -> None:
+        """Forget what waited here for longer than its lease."""
+        kept = deque(delivery for delivery in self._buffer if delivery.deadline > now)
+        if len(kept) < len(self._buffer):
+            self._buffer = kept
+            self._unbroken.broken()
 
     def _put_back(self, taken: list[Delivery]) -> None:
         for delivery in taken:
@@ -350,7 +410,7 @@ class Puller:
             await asyncio.sleep(min(self._shape.lease / 3, 10.0))
             now = self._clock.monotonic()
             self._held = {key: held for key, held in self._held.items() if held[0].deadline + self._shape.lease > now}
-            self._buffer = deque(delivery for delivery in self._buffer if delivery.deadline > now)
+            self._drop_expired(now)
             if not self._pulling and now - self._pulled > self._shape.lease / 2:
                 self._link.spawn(self.stop())
                 return

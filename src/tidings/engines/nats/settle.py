@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ...clock import Clock
-from ...engine import Dead, Delivery, Done, Outcome, Release, RetryAfter
+from ...engine import Dead, Delivery, Done, Outcome, Park, Release, RetryAfter
 from ...errors import Conflict, EngineUnavailable, TidingsError
 from .api import WRONG_SEQUENCE, ApiError, JetStream, expect, read_ack
 from .connection import Frame
@@ -16,7 +16,7 @@ from .layout import Layout
 from .link import Disconnected
 from .pull import SAFE, nak
 from .purge import hold
-from .wire import Attempts, copied, death_of, refers, shortened
+from .wire import Attempts, copied, death_of, parking_of, refers, shortened
 
 TOMBSTONE = {"Nats-Rollup": "sub", "Nats-TTL": "1s"}
 """Replaces what stood under a subject by nothing, and goes away itself."""
@@ -60,9 +60,23 @@ class Settler:
             raise Conflict(f"the lease of message {delivery.entry.position} of group {delivery.group} has ended")
         delivery.token.begun = True  # whatever the answer: it may be stored
         record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes + 1)
+        await self._register(delivery, msgspec.json.encode(record))
+
+    async def keep(self, outcome: RetryAfter | Release) -> None:
+        """See `Engine.keep`."""
+        delivery = outcome.delivery
+        if not self._ours(delivery):
+            raise Conflict(f"the lease of message {delivery.entry.position} of group {delivery.group} has ended")
+        if isinstance(outcome, RetryAfter) or delivery.token.begun:
+            await self._register(delivery, self._tried(outcome))
+            delivery.token.begun = False
+        delivery.attempts += isinstance(outcome, RetryAfter)
+
+    async def _register(self, delivery: Delivery, record: bytes) -> None:
+        """Write what was tried; raises `Conflict` when the message was moved on meanwhile."""
         subject = self._layout.attempts(delivery.group, delivery.entry.position)
         try:
-            await self._js.store(subject, msgspec.json.encode(record), self._condition(delivery))
+            await self._js.store(subject, record, self._condition(delivery))
         except ApiError as error:
             if error.code != WRONG_SEQUENCE:
                 raise
@@ -98,7 +112,8 @@ class Settler:
         writes = [
             (outcome, await self._write(outcome))
             for outcome in outcomes
-            if isinstance(outcome, RetryAfter | Dead) or (isinstance(outcome, Release) and outcome.delivery.token.begun)
+            if isinstance(outcome, RetryAfter | Dead | Park)
+            or (isinstance(outcome, Release) and outcome.delivery.token.begun)
         ]
         gone: set[int] = set()
         failed: dict[int, TidingsError] = {}
@@ -131,20 +146,29 @@ class Settler:
         inbox = self._layout.inbox(delivery.group, delivery.entry.position)
         return {"Nats-Rollup": "sub"} | expect(delivery.token.inbox, inbox)
 
-    async def _write(self, outcome: RetryAfter | Dead | Release) -> asyncio.Future[Frame]:
+    def _tried(self, outcome: RetryAfter | Release) -> bytes:
+        """What the attempt register is to say."""
+        delivery = outcome.delivery
+        record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes)
+        if isinstance(outcome, RetryAfter):
+            until, failure = self._clock.time() + outcome.delay, shortened(outcome.failure)
+            record = Attempts(delivery.attempts + 1, until, failure, delivery.crashes)
+        return msgspec.json.encode(record)
+
+    async def _write(self, outcome: RetryAfter | Dead | Release | Park) -> asyncio.Future[Frame]:
         delivery, condition = outcome.delivery, self._condition(outcome.delivery)
-        if not isinstance(outcome, Dead):
-            record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes)
-            if isinstance(outcome, RetryAfter):
-                until, failure = self._clock.time() + outcome.delay, shortened(outcome.failure)
-                record = Attempts(delivery.attempts + 1, until, failure, delivery.crashes)
+        if isinstance(outcome, RetryAfter | Release):
             subject = self._layout.attempts(delivery.group, delivery.entry.position)
-            return await self._link.ask(subject, msgspec.json.encode(record), condition)
-        origin = death_of(delivery, outcome.reason, outcome.attempts, outcome.failure, self._clock.time())
+            return await self._link.ask(subject, self._tried(outcome), condition)
+        if isinstance(outcome, Park):
+            subject = self._layout.parked(delivery.group, delivery.entry.position)
+            origin = parking_of(delivery, outcome.behind)
+        else:
+            subject = self._layout.dead(delivery.group, delivery.entry.position)
+            origin = death_of(delivery, outcome.reason, outcome.attempts, outcome.failure, self._clock.time())
         body, headers = copied(delivery.entry, origin, self._link.max_payload, delivery.token.first)
         if refers(headers):
             await hold(self._js, self._layout, delivery.group, delivery.entry.position)
-        subject = self._layout.dead(delivery.group, delivery.entry.position)
         return await self._link.ask(subject, body, headers | condition)
 
     async def _acknowledge(self, outcomes: list[Outcome], gone: set[int]) -> None:

@@ -37,6 +37,8 @@ class Source(msgspec.Struct):
     deliveries: int
     position: int
     """Sequence in that stream."""
+    number: int
+    """The consumer's own count of what it sends, one more with each."""
     time: float
 
 
@@ -45,7 +47,7 @@ def source(reply: str) -> Source:
     parts = reply.split(".")
     if len(parts) > 9:
         parts = parts[2:]
-    return Source(parts[2], int(parts[4]), int(parts[5]), int(parts[7]) / 1e9)
+    return Source(parts[2], int(parts[4]), int(parts[5]), int(parts[6]), int(parts[7]) / 1e9)
 
 
 def clean(headers: Mapping[str, Any] | None) -> Headers:
@@ -125,6 +127,9 @@ class Origin(msgspec.Struct, omit_defaults=True):
     """Bytes of the body that somebody gave it; the original follows them."""
     replay: str = ""
     death: Death | None = None
+    parked: Parked | None = None
+    dropped: bool = False
+    """See `Delivery.dropped`."""
 
 
 class Death(msgspec.Struct, omit_defaults=True):
@@ -134,6 +139,13 @@ class Death(msgspec.Struct, omit_defaults=True):
     failure: Failure
     inbox: int = 0
     """Sequence of the inbox message it died from; 0 when it came from the log itself."""
+
+
+class Parked(msgspec.Struct):
+    behind: int
+    """Position of what it waits behind."""
+    inbox: int
+    """As in `Death`."""
 
 
 class Attempts(msgspec.Struct):
@@ -160,6 +172,7 @@ class Token(msgspec.Struct, eq=False):
     """The body as it was published, if it was delivered with another one."""
     settled: bool = False
     replay: str = ""
+    dropped: bool = False
     begun: bool = False
     """The register says that it runs alone: to be taken back with the outcome."""
 
@@ -228,6 +241,11 @@ def death_of(delivery: Delivery, reason: Reason, attempts: int, failure: Failure
     entry = delivery.entry
     death = Death(reason, attempts, now, shortened(failure), delivery.token.inbox)
     return Origin(entry.subject, entry.time, death=death, replay=delivery.replay)
+
+
+def parking_of(delivery: Delivery, behind: int) -> Origin:
+    entry, parked = delivery.entry, Parked(behind, delivery.token.inbox)
+    return Origin(entry.subject, entry.time, parked=parked, replay=delivery.replay, dropped=delivery.dropped)
 
 
 def dead_letter(group: str, entry: Entry, death: Death, first: bytes | None, replay: str) -> DeadLetter:
