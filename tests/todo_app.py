@@ -105,14 +105,20 @@ class Event:
 
 
 class Stream:
-    """An open stream of server-sent events, read from its raw lines."""
+    """An open stream of server-sent events, read from its raw lines; those named in `without` are passed over."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, without: str | None = None) -> None:
         self.response = response
+        self.without = without
         self._lines = response.aiter_lines()
 
     async def next(self) -> Event:
         """The next event; comments are passed over."""
+        while (event := await self._next()).name == self.without:
+            pass
+        return event
+
+    async def _next(self) -> Event:
         fields: dict[str, str] = {}
         async with asyncio.timeout(WITHIN):
             while True:
@@ -127,14 +133,18 @@ class Stream:
 
 @asynccontextmanager
 async def pushed(
-    client: httpx.AsyncClient, last: str | None = None, *, by_query: bool = False
+    client: httpx.AsyncClient,
+    last: str | None = None,
+    *,
+    by_query: bool = False,
+    without: str | None = "events.todo.newitem",
 ) -> AsyncIterator[Stream]:
     """The push stream, opened as a browser does; `last` is its `Last-Event-ID`."""
     headers = {"Last-Event-ID": last} if last is not None and not by_query else {}
     params = {"last-event-id": last} if last is not None and by_query else {}
-    async with client.stream("GET", "/push", headers=headers, params=params) as response:
+    async with client.stream("GET", "/push", headers=headers, params=params, follow_redirects=True) as response:
         assert response.status_code == 200
-        yield Stream(response)
+        yield Stream(response, without)
 
 
 async def eventually(condition: Callable[[], Any], within: float = WITHIN) -> None:

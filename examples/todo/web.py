@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import asdict
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -20,16 +26,18 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tidings import EngineError, InvalidMessage, Unconfirmed
+from tidings import DeadLettered, EngineError, InvalidMessage, StillWorking, Unconfirmed
 
 from .database import Item, async_session
 from .events import LONGEST, ItemMutated, ItemSaved, NewItem
 from .handlers import bus
+from .pending import pending_items, why
 
 log = logging.getLogger("todo.web")
 
 HERE = Path(__file__).parent
 LARGEST_BODY = 16 * 1024  # bytes: 256 characters, each two times \uXXXX, and room for fields we do not know
+LONGEST_WAIT = 10  # seconds
 MOST_FORGOTTEN = 4 * 1024 * 1024  # bytes, see AtOnce
 
 HEADERS = {
@@ -53,13 +61,42 @@ async def page(request: Request) -> Response:
 
 
 async def add_item(request: Request) -> Response:
-    """202: stored, and sure to be handled. The `id` answered comes back as the push event's `correlation`.
+    """202: stored, and sure to be handled. The `id` answered comes back as the push event's `correlation`, and at
+    `Location` stands what has become of it. With `Prefer: wait=2` it waits so many seconds, and 200 is the saved item.
 
     A client that got no answer repeats its request with the same `Idempotency-Key`: the item is added once.
     """
-    new = NewItem(item=item_in(await body_of(request)))
+    new, patience = NewItem(item=item_in(await body_of(request))), wait_preferred(request)
     receipt = await bus.publish(new, id=request.headers.get("idempotency-key"))
-    return JSONResponse({"id": receipt.id}, 202)
+    about = {"id": receipt.id, "position": receipt.position}
+    with suppress(StillWorking, DeadLettered):
+        if patience:
+            saved = await receipt.wait(ItemSaved, timeout=patience)
+            return JSONResponse({**about, "item": asdict(saved)}, 200, {"Preference-Applied": f"wait={patience}"})
+    return JSONResponse(about, 202, {"Location": f"/todo/requests/{quote(receipt.id)}?position={receipt.position}"})
+
+
+async def outcome(request: Request) -> Response:
+    """What has become of a new item: `working`, `retrying`, `dead` with the reason, or `done` with the item."""
+    receipt = bus.receipt(request.path_params["id"], position=number(request, "position") or 0)
+    try:
+        progress = await receipt.progress(ItemSaved)
+    except LookupError as none:
+        raise HTTPException(404, str(none)) from none
+    answer: dict[str, Any] = {"id": receipt.id, "state": progress.state}
+    if progress.state == "done":
+        try:
+            answer["item"] = asdict(await receipt.wait(ItemSaved, timeout=LONGEST_WAIT))
+        except StillWorking:  # committed, and on its way
+            answer["state"] = "working"
+    if progress.failures:
+        answer |= why(progress.failures[0])
+    return JSONResponse(answer)
+
+
+async def list_pending(request: Request) -> Response:
+    """Items that somebody wants and that are not saved: on their way, or given up on, with the reason."""
+    return JSONResponse(await pending_items(await bus.connect()))
 
 
 async def list_items(request: Request) -> Response:
@@ -116,6 +153,12 @@ def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def wait_preferred(request: Request) -> int:
+    """The seconds in `Prefer: wait=2` (RFC 7240), so many at most; 0 without."""
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?![^\s,;])", request.headers.get("prefer", ""), re.IGNORECASE)
+    return min(int(found[1]), LONGEST_WAIT) if found else 0
+
+
 def number(request: Request, name: str) -> int | None:
     text = request.query_params.get(name)
     if text is None:
@@ -163,13 +206,20 @@ class AtOnce(JSONResponse):
         await send({"type": "http.response.body", "body": b""})
 
 
-class SecurityHeaders:
-    """Every answer carries `HEADERS`, unless it says otherwise itself."""
+class Guard:
+    """Every answer carries `HEADERS`, unless it says otherwise itself. Requests for hosts that are not ours are
+    refused: a page elsewhere whose name is made to point here (DNS rebinding) reads nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.hosts = {"localhost", "127.0.0.1", "[::1]", *os.environ.get("TODO_HOSTS", "").replace(",", " ").split()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self.knows(Headers(scope=scope).get("host", "")):
+            text = "this host is not known here: name it in TODO_HOSTS (* for all), separated by commas"
+            await error(421, text)(scope, receive, send)
+            return
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name.lower() for name, _ in message["headers"]}
@@ -179,6 +229,10 @@ class SecurityHeaders:
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
+    def knows(self, host: str) -> bool:
+        name = re.sub(r":\d*$", "", host).lower()
+        return "*" in self.hosts or name in self.hosts
+
 
 def create_app(*, workers: bool = False) -> Starlette:
     """The application; with `workers` its handlers run in the same process."""
@@ -187,11 +241,13 @@ def create_app(*, workers: bool = False) -> Starlette:
             Route("/", page),
             Route("/todo", list_items),
             Route("/todo", add_item, methods=["POST"]),
-            Route("/push", bus.push(ItemSaved, ItemMutated)),
+            Route("/todo/pending", list_pending),
+            Route("/todo/requests/{id}", outcome),
+            Mount("/push", bus.push(NewItem, ItemSaved, ItemMutated)),
             Route("/ready", ready),
             Mount("/static", StaticFiles(directory=HERE / "static")),
         ],
-        middleware=[Middleware(SecurityHeaders)],
+        middleware=[Middleware(Guard)],
         exception_handlers={
             HTTPException: refused,
             InvalidMessage: refused,

@@ -21,6 +21,7 @@ from .errors import (
     Conflict,
     DatabaseBehind,
     DatabaseError,
+    DeadLettered,
     DecodeError,
     EngineError,
     EngineUnavailable,
@@ -28,10 +29,12 @@ from .errors import (
     MissingExtra,
     NoNamespace,
     NoResponder,
+    NotAllowed,
     PublishInTransaction,
     RemoteError,
     RequestError,
     RequestTimeout,
+    StillWorking,
     StoreFull,
     TidingsError,
     TooLarge,
@@ -39,6 +42,7 @@ from .errors import (
 )
 from .events import Event, Request, event, request
 from .message import Message
+from .progress import Progress
 from .publisher import Receipt
 from .retry import NEVER, Outcome, Reject, RetryLater, RetryPolicy
 from .schedule import Tick
@@ -55,6 +59,7 @@ __all__ = [
     "Conflict",
     "DatabaseBehind",
     "DatabaseError",
+    "DeadLettered",
     "DecodeError",
     "EngineError",
     "EngineUnavailable",
@@ -65,7 +70,9 @@ __all__ = [
     "MissingExtra",
     "NoNamespace",
     "NoResponder",
+    "NotAllowed",
     "Outcome",
+    "Progress",
     "PublishInTransaction",
     "Receipt",
     "Reject",
@@ -76,6 +83,7 @@ __all__ = [
     "RetryLater",
     "RetryPolicy",
     "Settings",
+    "StillWorking",
     "StoreFull",
     "Tick",
     "TidingsError",

@@ -18,6 +18,7 @@ from .events import Request, require_spec, spec_of
 from .handling import in_transaction
 from .message import encode_header
 from .publisher import Receipt
+from .receipts import Receipts
 from .registry import Handler, HandlerOptions, Listener, Provider, Registry, filters_of
 from .retry import RetryPolicy
 from .running import Running
@@ -29,7 +30,7 @@ from .sync import SyncPublisher
 from .versions import Upcaster
 
 if TYPE_CHECKING:
-    from .push import Endpoint, Visible
+    from .push import Push, User, Visible
     from .worker import Worker
 
 log = logging.getLogger("tidings")
@@ -79,6 +80,7 @@ class Bus:
         self._running: Running | None = None
         self._connecting = asyncio.Lock()
         self._sync = SyncPublisher(self)
+        self.receipts = Receipts(self)
 
     # --- settings -------------------------------------------------------------------------------------------------
 
@@ -265,6 +267,14 @@ class Bus:
         message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at, expires=expires)
         return (await running.publisher.send([message]))[0]
 
+    def receipt(self, id: str, *, position: int = 0) -> Receipt:
+        """The receipt of something published before, from any process: `await bus.receipt(id).wait(ItemSaved)`.
+
+        Asks nothing yet. With its `position` the message is found by one read; without, the log is walked back to the
+        time that is in the id (of an id of your own making: as far as it takes).
+        """
+        return Receipt(id, "", position, waiting=self.receipts)
+
     async def cancel(self, receipt: Receipt) -> bool:
         """Take back an event published with `delay` or `at`: True if nobody gets it any more, False if there was
         nothing to take back (handed out by now, or cancelled before). Its id stays known for a while: to publish the
@@ -326,20 +336,28 @@ class Bus:
         running = await self.connect()
         return await ask(running.engine, request, source=self.name, wait=timeout)
 
-    def push(self, *events: Any, visible: Visible | None = None) -> Endpoint:
-        """An endpoint that pushes these events (classes or filters) to browsers as server-sent events with resume:
-        `app.add_route("/push", bus.push(ItemSaved))`. `visible(message, request)` decides who sees what."""
+    def push(
+        self,
+        *events: Any,
+        visible: Visible | None = None,
+        user: User | None = None,
+        most: int = 2000,
+        per_user: int = 10,
+    ) -> Push:
+        """An ASGI application that pushes these events (classes or filters) to browsers as server-sent events with
+        resume, and serves `tidings.js`: `app.mount("/push", bus.push(ItemSaved))`.
+
+        `visible(message, request)`, plain or async, decides who sees what; it is also asked about the messages whose
+        failure would be told, those that one of the events should have come of. `user(request)` names the user, who
+        may have `per_user` streams at a time; one process holds `most`.
+        """
         from .push import Push
 
-        filters = filters_of(events)
+        filters = tuple(filters_of(events))
         for spec in filter(None, map(spec_of, events)):
             self.registry.know(spec)
         self._pushed.extend(filters)
-
-        async def hub() -> Any:
-            return (await self.connect()).hub(filters)
-
-        return Push(hub, lambda entry: self._ready().decode(entry), visible).endpoint()
+        return Push(self.connect, filters, visible=visible, user=user, most=most, per_user=per_user)
 
     # --- connecting -----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from .engine import KEEP_LEASE, Claim, Engine, Entry, Group, GroupState, Skip
-from .errors import ConfigError, Conflict, EngineError
+from .errors import ConfigError, Conflict, EngineError, NotAllowed
 from .subjects import covers, matches, overlap
 
 Start = Literal["unclaimed", "latest", "earliest"]
@@ -383,6 +383,8 @@ async def _write(engine: Engine, ledger: Ledger, revision: int) -> bool:
     except Conflict:
         await asyncio.sleep(0)
         return False
+    except NotAllowed:
+        raise
     except EngineError:
         now, _ = await load(engine)
         return now == ledger

@@ -10,11 +10,14 @@
     ├── EngineError
     │   ├── EngineUnavailable  nobody answers at the engine's address, or it cannot be used as it is
     │   │   ├── BrokerError    the embedded broker could not be started
+    │   │   ├── NotAllowed         it answers, and this user may not do that
     │   │   └── NoNamespace    it answers, but nothing of this name was ever made there
     │   ├── Unconfirmed        no answer in time: the message may be stored or not; repeat with the same id
     │   ├── StoreFull          the engine refuses to store more
     │   ├── Conflict           somebody else changed it first, or it exists with another shape
     │   └── Closed             used after `close`
+    ├── StillWorking           `receipt.wait`: the event has not come in time, and still may
+    ├── DeadLettered           `receipt.wait`: every group that could emit the event has given up
     ├── DatabaseError
     │   └── DatabaseBehind     the framework's tables are missing or old
     └── RequestError
@@ -98,6 +101,10 @@ class BrokerError(EngineUnavailable):
     """The embedded broker could not be found or started. The text quotes its log."""
 
 
+class NotAllowed(EngineUnavailable):
+    """The engine does not let this user do that. The text says what to do."""
+
+
 class NoNamespace(EngineUnavailable):
     """Who only looks found nothing to look at: no namespace of this name, or a folder in which no broker has run."""
 
@@ -129,6 +136,23 @@ class Conflict(EngineError):
 
 class Closed(EngineError):
     """The bus or engine was used after `close`, or before `open`."""
+
+
+class StillWorking(TidingsError, TimeoutError):
+    """The event that a receipt waited for has not come in time. The work goes on: wait again, or let the event come by
+    push. `receipt` is what was waited with."""
+
+    def __init__(self, text: str, receipt: Any) -> None:
+        super().__init__(text)
+        self.receipt = receipt
+
+
+class DeadLettered(TidingsError):
+    """Every group that could emit the event has given up on it: a person is needed. `letters` are the dead letters."""
+
+    def __init__(self, text: str, letters: tuple[Any, ...]) -> None:
+        super().__init__(text)
+        self.letters = letters
 
 
 class DatabaseError(TidingsError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 
 from . import failpoints
 from .clock import Clock
@@ -19,6 +20,8 @@ class Hands:
     def __init__(self, engine: Engine, clock: Clock) -> None:
         self.engine = engine
         self.clock = clock
+        self.on_settled: Callable[[Sequence[Outcome]], None] = lambda _: None
+        """Called with outcomes that are settled."""
         self.held: dict[int, Delivery] = {}
         self._outcomes: list[Outcome] = []
         self._waiting: dict[int, asyncio.Event] = {}
@@ -90,6 +93,7 @@ class Hands:
                 failpoints.here("settle.begun")
                 await self.engine.settle(batch)
                 failpoints.here("settle.ended")
+                self.on_settled(batch)
                 return
             except Closed:
                 return

@@ -221,4 +221,15 @@ class _IdMaker:
 
 new_id = _IdMaker()
 """A new message id."""
+
+
+def born(id: str) -> float:
+    """When an id was made, in seconds since 1970; 0 for one that does not say (no UUIDv7)."""
+    try:
+        value = uuid.UUID(id)
+    except ValueError:
+        return 0.0
+    return (value.int >> 80) / 1000 if value.version == 7 else 0.0
+
+
 os.register_at_fork(after_in_child=new_id.after_fork)

@@ -86,11 +86,11 @@ def granted(user: User, layout: Layout, live: Sequence[str] = ()) -> dict[str, A
     """
     heard = [*layout.roots, *live]
     publish = [*heard, layout.who(">"), *_requests(_of("publish", layout))]
-    subscribe = [*heard, "_INBOX.>"]
+    subscribe = [*heard, "_INBOX.>", layout.failed]
     if user != "publish":
         ours = [f"_t.{layout.namespace}.>", f"_s.{layout.namespace}.>"]
         acks = [f"$JS.ACK.{stream}.>" for stream in (layout.events, layout.control)]
-        publish += [*ours, *acks, "_INBOX.>", *_requests(_of("work", layout))]
+        publish += [*ours, *acks, "_INBOX.>", layout.failed, *_requests(_of("work", layout))]
         subscribe += [layout.who(">"), f"_s.{layout.namespace}.>"]
     if user == "admin":
         publish += _requests(_of("admin", layout))

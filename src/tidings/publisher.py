@@ -8,21 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar, overload
 
 import msgspec
 
 from .clock import Clock
 from .codec import codec_for
-from .engine import Engine, Outgoing, Stored
-from .errors import InvalidMessage, TooLarge, Unconfirmed
+from .engine import Engine, Outgoing
+from .errors import ConfigError, InvalidMessage, TooLarge, Unconfirmed
 from .events import spec_of
 from .message import Message, compose, current_message, header_size, new_id
+from .progress import Progress
 from .registry import Registry
 from .subjects import check_subject, within
 
+E = TypeVar("E")
 
-class Receipt(msgspec.Struct, frozen=True):
+
+class Waiting(Protocol):
+    """What follows a message for a receipt; see `receipts`."""
+
+    async def wait(self, receipt: Receipt, event: Any, timeout: float) -> Any: ...
+
+    async def progress(self, receipt: Receipt, events: tuple[Any, ...]) -> Progress: ...
+
+
+class Receipt(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """What `publish` answers: the message is stored as durably as the engine's setting says."""
 
     id: str
@@ -32,6 +43,33 @@ class Receipt(msgspec.Struct, frozen=True):
     """Its place in the log; 0 while it waits for its time, or when the answer never came (`Unconfirmed`)."""
     duplicate: bool = False
     """The id was known: this publish stored nothing."""
+    waiting: Waiting | None = None
+
+    @overload
+    async def wait(self, event: type[E], timeout: float = 5.0) -> E: ...
+
+    @overload
+    async def wait(self, event: str, timeout: float = 5.0) -> Any: ...
+
+    async def wait(self, event: Any, timeout: float = 5.0) -> Any:
+        """Wait for the first event of this class (or on this subject) that comes of this very publish, by way of any
+        number of handlers, in whatever process.
+
+        Raises `StillWorking` after `timeout` seconds, and `DeadLettered` as soon as every group that could emit the
+        event has given up; a redrive may bring it all the same, so both may be waited for again. Writes nothing;
+        cancelling it changes nothing.
+        """
+        return await self._waiting().wait(self, event, timeout)
+
+    async def progress(self, *events: Any) -> Progress:
+        """How far the handling is at this moment, with a view to these events. Raises `LookupError` when the message is
+        not in the log: not published, not due yet, or too old."""
+        return await self._waiting().progress(self, events)
+
+    def _waiting(self) -> Waiting:
+        if self.waiting is None:
+            raise ConfigError("this receipt belongs to no bus: rebuild it with bus.receipt(id)")
+        return self.waiting
 
 
 class Publisher:
@@ -43,6 +81,8 @@ class Publisher:
         self.source = source
         self.roots = tuple(roots)
         self.clock = clock
+        self.waiting: Waiting | None = None
+        """What follows messages for the receipts given out."""
 
     def compose(
         self,
@@ -107,8 +147,13 @@ class Publisher:
         try:
             stored = await self.engine.publish(messages)
         except Unconfirmed as error:
-            raise Unconfirmed(str(error), tuple(Receipt(m.id, m.subject) for m in messages)) from error
-        return [_receipt(message, place) for message, place in zip(messages, stored, strict=True)]
+            raise Unconfirmed(
+                str(error), tuple(Receipt(m.id, m.subject, waiting=self.waiting) for m in messages)
+            ) from error
+        return [
+            Receipt(message.id, message.subject, place.position, place.duplicate, self.waiting)
+            for message, place in zip(messages, stored, strict=True)
+        ]
 
 
 def check_id(id: str) -> str:
@@ -147,7 +192,3 @@ def _over(now: float, due: float | None, expires: float) -> float:
     if due is not None and now + expires <= due:
         raise InvalidMessage(f"expires={expires:g}: it would be over before it is due, {due - now:g} s from now")
     return now + expires
-
-
-def _receipt(message: Outgoing, place: Stored) -> Receipt:
-    return Receipt(message.id, message.subject, place.position, place.duplicate)

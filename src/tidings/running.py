@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from . import claims, engines
 from .codec import codec_for
 from .engine import Engine, Entry
-from .errors import ConfigError, EngineError
+from .errors import ConfigError, EngineError, NotAllowed
 from .events import EventSpec
+from .failures import Teller
 from .handling import Handling
+from .hub import Hub, log_id
 from .live import Listening
 from .message import Message, identity
 from .outbox import Relay, relay_for
 from .publisher import Publisher
-from .push import Hub
 from .registry import Handler, Plan
 from .requests import Responding
 from .retention import Janitor
@@ -41,6 +42,8 @@ class Running:
         self.namespace = namespace
         self.units = list(units)
         self.publisher = Publisher(engine, bus.registry, source=bus.name, roots=bus.roots, clock=bus.clock)
+        self.publisher.waiting = bus.receipts
+        self.teller = Teller(engine, namespace)
         self.relays = [Relay(unit, self.publisher, bus.clock, lease=bus.settings.lease) for unit in self.units]
         self.worker: Worker | None = None
         self.ticker: Ticker | None = None
@@ -79,7 +82,12 @@ class Running:
             options = handler.options
             wishes.append(claims.Wish(group, handler.filters, options.start, plan.emits))
         readers = {f"{self.bus.name}-push": tuple(pushed)} if pushed else None
-        await claims.declare(self.engine, wishes, lease=self.bus.settings.lease, readers=readers)
+        try:
+            await claims.declare(self.engine, wishes, lease=self.bus.settings.lease, readers=readers)
+            await log_id(self.engine)
+        except NotAllowed as error:
+            # Enough for a process that publishes, waits and pushes, once a worker has declared the rest.
+            log.warning("this user declares nothing: %s", error)
         for relay in self.relays:
             await relay.units.prepare()
             relay.start()
@@ -113,7 +121,13 @@ class Running:
             if groups is None or name in groups
         ]
         self.worker = Worker(
-            self.engine, handlings, self.relays, clock=self.bus.clock, lease=settings.lease, grace=settings.grace
+            self.engine,
+            handlings,
+            self.relays,
+            clock=self.bus.clock,
+            lease=settings.lease,
+            grace=settings.grace,
+            settled=self.teller.settled,
         )
         if groups is None:
             await self._answer_and_listen(settings.timeout)
@@ -145,7 +159,7 @@ class Running:
         """The one reader of these subjects for all browsers of this process."""
         key = tuple(filters)
         if key not in self._hubs:
-            self._hubs[key] = Hub(self.engine, filters)
+            self._hubs[key] = Hub(self.engine, filters, self.namespace)
         return self._hubs[key]
 
     def decode(self, entry: Entry) -> Message[Any]:
@@ -166,6 +180,7 @@ class Running:
                 await self.ticker.stop()
             if self.worker is not None:
                 await self.worker.stop()
+                await self.teller.stop()
             for relay in self.relays:
                 await relay.stop()
         except EngineError as error:

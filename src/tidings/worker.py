@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .clock import Clock
 from .consumer import Consumer
-from .engine import Engine
+from .engine import Engine, Outcome
 from .handling import Handling
 from .hands import Hands
 from .outbox import Relay
@@ -39,6 +39,7 @@ class Worker:
         clock: Clock,
         lease: float,
         grace: float,
+        settled: Callable[[Sequence[Outcome]], None] | None = None,
     ) -> None:
         self.engine = engine
         self.clock = clock
@@ -46,6 +47,8 @@ class Worker:
         self.grace = grace
         self._relays = {id(relay): relay for relay in relays}
         self._hands = Hands(engine, clock)
+        if settled is not None:
+            self._hands.on_settled = settled
         floor = Floor()
         self._groups = [
             Consumer(engine, handling, self._hands, self._relay_of(handling, relays), floor) for handling in handlings

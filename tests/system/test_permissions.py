@@ -24,8 +24,8 @@ from tidings.engines.nats.housekeeping import tidy
 from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Denied, Link
 from tidings.errors import EngineUnavailable
+from tidings.hub import log_id
 from tidings.message import new_id
-from tidings.push import log_id
 from tidings.settings import Settings
 
 LAYOUT = Layout("shop", ("events.>",))

@@ -24,7 +24,7 @@ from tidings.engines.nats.housekeeping import tidy
 from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Link
 from tidings.errors import ConfigError, StoreFull
-from tidings.push import Hub
+from tidings.hub import Hub
 from tidings.retention import Janitor
 from tidings.settings import Settings
 

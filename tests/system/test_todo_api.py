@@ -96,8 +96,8 @@ async def test_a_large_body_is_not_waited_for(tmp_path: Path) -> None:
     """413 comes as soon as 16 KiB are passed, with most of the announced body still unsent."""
     async with running(tmp_path) as (_, client):
         reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
-        head = "POST /todo HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
-        writer.write(head.encode() + b"x" * 20_000)
+        head = "POST /todo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2000000"
+        writer.write(f"{head}\r\n\r\n".encode() + b"x" * 20_000)
         try:
             async with asyncio.timeout(10):
                 assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
@@ -192,7 +192,7 @@ async def test_without_the_engine_it_says_try_again(tmp_path: Path) -> None:
         assert (await client.get("/ready")).status_code == 200
         await app.bus.engine.close()
         post = client.post("/todo", json={"item": "bread"})
-        for answer in await asyncio.gather(post, client.get("/push"), client.get("/ready")):
+        for answer in await asyncio.gather(post, client.get("/push/"), client.get("/ready")):
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) > 0
             assert "try again" in answer.json()["error"]

@@ -52,13 +52,15 @@ async def test_a_mutation_is_pushed(tmp_path: Path) -> None:
         assert mutated.data["data"]["item"] == "Write a nice review for Learn Docker in a Month of Lunches :)"
 
 
-async def test_nothing_but_completions_is_pushed(tmp_path: Path) -> None:
-    """What is wanted is not told to browsers, only what was done."""
-    async with running(tmp_path) as (_, client), pushed(client) as stream:
+async def test_each_item_is_told_as_wanted_and_then_as_saved(tmp_path: Path) -> None:
+    """Every browser hears of an item when somebody wants it, whoever that was, and once more when it is saved."""
+    async with running(tmp_path) as (_, client), pushed(client, without=None) as stream:
         await opened(stream)
-        for n in range(20):
-            await add(client, f"item {n}")
-        assert sorted(await items(stream, 20)) == sorted(f"item {n}" for n in range(20))
+        ids = [await add(client, f"item {n}") for n in range(20)]
+        events = [await stream.next() for _ in range(40)]
+        wanted = [event.data["id"] for event in events if event.name == "events.todo.newitem"]
+        saved = [event.data["correlation"] for event in events if event.name == SAVED]
+        assert wanted == saved == ids
 
 
 @pytest.mark.parametrize("by_query", [False, True], ids=["header", "parameter"])
@@ -168,7 +170,7 @@ async def test_the_server_stops_with_open_streams(tmp_path: Path) -> None:
         async with asyncio.timeout(15):
             async with served(app.web.create_app(workers=True)) as url:
                 client.base_url = httpx.URL(url)
-                streams = [client.send(client.build_request("GET", "/push"), stream=True) for _ in range(5)]
+                streams = [client.send(client.build_request("GET", "/push/"), stream=True) for _ in range(5)]
                 answers = await asyncio.gather(*streams)
         assert [answer.status_code for answer in answers] == [200] * 5
         for answer in answers:

@@ -15,12 +15,13 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 import tidings
-from tidings import push
+from tidings import hub as hubs_module
 from tidings.clock import SystemClock
 from tidings.engine import Entry, Outgoing, Stats
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import EngineError
-from tidings.push import Hub, Reader
+from tidings.hub import Hub, Reader
+from tidings.push.frames import position_of
 from tidings.testing import TestBus
 from todo_app import pushed, served
 
@@ -80,10 +81,10 @@ async def test_a_slow_browser_reads_from_the_log_what_is_not_kept(world: World) 
     """More events than the hub keeps come to a browser that took none of them: none is missing, none comes twice."""
     reader, _ = await world.hub.join()
     fast, _ = await world.hub.join()
-    count = 3 * push.KEPT
+    count = 3 * hubs_module.KEPT
     bodies = await world.publish(count)
     assert await world.take(fast, count) == bodies
-    assert len(world.hub._kept) == push.KEPT
+    assert len(world.hub._kept) == hubs_module.KEPT
     late = await world.publish(5)
     assert await world.take(reader, count + 5) == bodies + late
 
@@ -187,7 +188,7 @@ async def test_all_processes_give_the_log_one_name(world: World) -> None:
     assert len({hub.log_id for hub in hubs}) == 1
     other = MemoryEngine(MemoryStore(SystemClock()))
     await other.open()
-    assert await push.log_id(other) != hubs[0].log_id
+    assert await hubs_module.log_id(other) != hubs[0].log_id
     for hub in hubs:
         await hub.close()
     await other.close()
@@ -214,7 +215,7 @@ async def test_a_place_is_resumed_only_if_everything_behind_it_is_stored(
 ) -> None:
     """Positions of this log from the oldest stored (behind 3) to its end (9) resume; everything else does not."""
     world.hub.log_id = "a1"
-    assert push.position_of(given, world.hub, 3, 9) == position
+    assert position_of(given, world.hub, 3, 9) == position
 
 
 class Note(tidings.Event, subject="events.note"):

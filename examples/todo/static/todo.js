@@ -1,6 +1,7 @@
 // The page of the to-do list. An item shows at once as pending; the event of the handler that saved it confirms it.
+// The database is right: what is shown is loaded from the server, and kept up with by the events behind that.
 
-import { subscribe } from "./push.js";
+import { connect } from "/push/tidings.js";
 
 const PAGE = 200;
 const LONGEST = 256;
@@ -10,6 +11,7 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 
 const saved = new Map(); // rows by the item's id in the database
 const pending = new Map(); // rows by the id of the message that asks for the item
+const push = connect();
 
 // ---- rows
 
@@ -24,6 +26,29 @@ function newRow(text, state, label = "") {
 function mark(row, state, label = "") {
   row.dataset.state = state;
   row.querySelector(".state").textContent = label;
+}
+
+const REASONS = {
+  handler_error: ({ attempts, error }) => `the handler failed ${attempts} times, at last with ${error}`,
+  timeout: () => "the handler takes too long",
+  crash_loop: () => "the handler crashes on it",
+  invalid: () => "it is not an item",
+  expired: () => "nobody handled it in time",
+};
+
+/** How far a pending row is: `sending`, `queued`, `failed` for good, with what to say of it. */
+function progress(row, { state, group, attempts, ...failure }) {
+  const why = row.querySelector(".why");
+  why.hidden = state !== "dead";
+  why.textContent = "";
+  if (state === "dead") {
+    const reason = failure.text || REASONS[failure.reason]?.({ attempts, ...failure }) || failure.reason;
+    mark(row, "failed", "Not saved");
+    why.textContent = `${group}: ${reason}. It is kept, and can be put back: tidings dlq redrive`;
+    at("spoken").textContent = `Not saved: ${row.querySelector(".text").textContent}`;
+  } else {
+    mark(row, "queued", state === "retrying" ? `Failed ${attempts} ${attempts === 1 ? "time" : "times"}, trying again` : "Queued");
+  }
 }
 
 function date(row, when) {
@@ -47,13 +72,12 @@ function count() {
   at("empty").hidden = saved.size + pending.size > 0;
 }
 
-// ---- the list as it is in the database
+// ---- the list as it is on the server
 
-async function fetchItems(before) {
-  const query = new URLSearchParams({ limit: PAGE, ...(before && { before }) });
+async function fetchList(path, query = {}) {
   for (;;) {
     try {
-      const response = await fetch(`/todo?${query}`);
+      const response = await fetch(`${path}?${new URLSearchParams(query)}`);
       if (response.ok) return await response.json();
     } catch {
       // the server is away
@@ -63,7 +87,9 @@ async function fetchItems(before) {
   }
 }
 
-function show(items) {
+const fetchItems = (query) => fetchList("/todo", query);
+
+function show(items, limit = PAGE) {
   for (const { id, item, date_added } of items) {
     if (saved.has(id)) continue;
     const row = newRow(item, "saved");
@@ -71,21 +97,35 @@ function show(items) {
     saved.set(id, row);
     at("items").append(row);
   }
-  at("more").hidden = items.length < PAGE;
+  at("more").hidden = items.length < limit;
   count();
 }
 
 async function load() {
-  const items = await fetchItems();
-  const known = new Set(saved.keys());
+  const limit = Math.max(PAGE, saved.size);
+  const [items] = await Promise.all([fetchItems({ limit }), loadPending()]);
   for (const row of saved.values()) row.remove();
   saved.clear();
-  // Their confirmation may be among what was missed: then they are in the list, under an id we have not seen yet.
-  for (const { item } of items.filter(({ id }) => !known.has(id))) {
-    const found = [...pending].find(([, row]) => row.querySelector(".text").textContent === item);
-    if (found) forget(found[0]);
+  show(items, limit);
+}
+
+/** The rows that wait, as the server knows them; those that it does not have yet are still being sent. */
+async function loadPending() {
+  const items = await fetchList("/todo/pending");
+  const known = new Set(items.map(({ id }) => id));
+  for (const [id, row] of pending) if (!known.has(id) && row.dataset.state !== "sending") forget(id);
+  for (const item of items) wanted(item);
+  count();
+}
+
+function wanted({ id, item, date_added, ...state }) {
+  if (!pending.has(id)) {
+    const row = newRow(item, "queued");
+    pending.set(id, row);
+    at("items").prepend(row);
   }
-  show(items);
+  date(pending.get(id), new Date(date_added));
+  progress(pending.get(id), state);
 }
 
 function forget(id) {
@@ -94,7 +134,7 @@ function forget(id) {
 }
 
 at("more").addEventListener("click", () => {
-  inTurn(async () => show(await fetchItems(Math.min(...saved.keys()))));
+  inTurn(async () => show(await fetchItems({ limit: PAGE, before: Math.min(...saved.keys()) })));
 });
 
 // ---- what handlers have done
@@ -106,6 +146,7 @@ function itemSaved({ correlation, time, data: { id, item } }) {
   } else if (row) {
     pending.delete(correlation);
     saved.set(id, row);
+    row.querySelector(".why").hidden = true;
     mark(row, "saved");
     animate(row, "touched");
   } else {
@@ -131,12 +172,15 @@ function itemMutated({ data: { id, item } }) {
   at("spoken").textContent = `Changed: ${item}`;
 }
 
-const events = {
-  ready: ({ resumed }) => resumed || load(),
-  reset: load,
-  "events.todo.itemsaved": itemSaved,
-  "events.todo.itemmutated": itemMutated,
-};
+function itemWanted({ id, time, data: { item } }) {
+  if (!pending.has(id)) wanted({ id, item, date_added: time });
+  count();
+}
+
+function failed({ correlation, ...failure }) {
+  const row = pending.get(correlation);
+  if (row) progress(row, failure);
+}
 
 // One after the other, so that what comes while the list loads is applied to the loaded list.
 let before = Promise.resolve();
@@ -145,16 +189,18 @@ function inTurn(work) {
   before = before.then(work).catch(console.error);
 }
 
-function heard(name, data) {
-  inTurn(() => events[name](data));
-}
+const heard = (work) => (event) => inTurn(() => work(event));
 
-function connected(live) {
+push.on("reset", heard(load));
+push.on("outcome", heard(failed));
+push.on("events.todo.newitem", heard(itemWanted));
+push.on("events.todo.itemsaved", heard(itemSaved));
+push.on("events.todo.itemmutated", heard(itemMutated));
+push.on("live", (live) => {
   at("connection").dataset.state = live ? "live" : "connecting";
   at("connection").textContent = live ? "Live" : "Reconnecting";
-}
-
-subscribe("/push", ["events.todo.itemsaved", "events.todo.itemmutated"], heard, connected);
+  if (live) inTurn(loadPending); // failures are told to those who listen; what was missed is asked for
+});
 
 // ---- new items
 
@@ -167,7 +213,10 @@ async function send(id, item) {
         body: JSON.stringify({ item }),
         signal: AbortSignal.timeout(15000),
       });
-      if (response.status < 500) return response.ok ? accepted(id) : refused(id, item, (await response.json()).error);
+      if (response.status < 500) {
+        const answer = await response.json();
+        return response.ok ? accepted(answer) : refused(id, item, answer.error);
+      }
     } catch {
       // No answer: it may be stored or not. Asking again with the same id never adds it twice.
     }
@@ -176,8 +225,12 @@ async function send(id, item) {
   }
 }
 
-function accepted(id) {
-  if (pending.has(id)) mark(pending.get(id), "queued", "Queued");
+async function accepted({ id, position }) {
+  const row = pending.get(id);
+  if (row?.dataset.state === "sending") mark(row, "queued", "Queued");
+  const { state, event } = await push.outcome(id, position);
+  // Saved before we could hear of it: we have asked twice, and the answer to the first time was lost.
+  if (state === "done" && !event && pending.has(id)) inTurn(load);
 }
 
 function refused(id, item, why) {

@@ -29,6 +29,7 @@ from . import (
     live,
     order,
     publishing,
+    receipts,
     replay,
     retention,
     settle,
@@ -43,7 +44,7 @@ __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "
 
 _THEMES = (
     *(delivery, publishing, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
-    *(handling, stopping, talking, claiming, database, retention, replay, upgrades, order),
+    *(handling, stopping, talking, receipts, claiming, database, retention, replay, upgrades, order),
 )  # importing them registers their cases
 
 

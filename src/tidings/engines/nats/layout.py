@@ -91,6 +91,11 @@ class Layout(msgspec.Struct, frozen=True):
     def gone(self, group: str) -> str:
         return f"_t.{self.namespace}.meta.gone.{group}"
 
+    @property
+    def failed(self) -> str:
+        """Outside of the streams: workers tell here what has failed (`tidings.failures`)."""
+        return f"_tw.{self.namespace}.failed"
+
     def who(self, group: str) -> str:
         """Outside of the streams: readers answer here what they hold."""
         return f"_tw.{self.namespace}.who.{group}"

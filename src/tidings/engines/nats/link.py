@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from ...errors import Closed, EngineError, EngineUnavailable, StoreFull, TooLarge
+from ...errors import Closed, EngineError, EngineUnavailable, NotAllowed, StoreFull, TooLarge
 from .connection import Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
 from .outbound import Parcel
 
@@ -40,7 +40,7 @@ class Disconnected(EngineUnavailable):
     """The connection is lost at the moment, or was while an answer was awaited."""
 
 
-class Denied(EngineUnavailable):
+class Denied(NotAllowed):
     """The server does not let this user do that."""
 
     def __init__(self, subject: str) -> None:
