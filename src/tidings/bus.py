@@ -254,9 +254,12 @@ class Bus:
 
         Returns when the engine has it as durably as its setting says (the embedded broker: on the disk). With `delay`
         (seconds) or `at` it is stored now and handed out then. With `expires` (seconds from now) it is a dead letter
-        `expired` in each group that has not handled it by then. Raises `InvalidMessage` before anything is sent,
-        `StoreFull`, `EngineUnavailable`, and `Unconfirmed` when no answer came within the engine's time limit: then
-        publish again with the receipt's id. Cancelling leaves it open whether the event is stored.
+        `expired` in each group that has not handled it by then. A repeat with the same `id` is stored once if it says
+        `delay` or `at` as the first one did, also when the time is over.
+
+        Raises `InvalidMessage` before anything is sent, `StoreFull`, `EngineUnavailable`, and `Unconfirmed` when no
+        answer came within the engine's time limit: then publish again with the receipt's id. Cancelling leaves it open
+        whether the event is stored.
 
         Inside a handler with a transaction it raises `PublishInTransaction`, unless `now=True` says that the event
         shall leave whatever becomes of the transaction.

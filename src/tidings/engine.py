@@ -59,7 +59,7 @@ class Stored(msgspec.Struct, frozen=True):
     """Where a published message stands in the log."""
 
     position: int
-    """Its place, rising with each message; 0 for one that waits for its `not_before`."""
+    """Its place, rising with each message; 0 for one that waits for its `not_before`, or may have waited."""
     duplicate: bool = False
     """The id was known already: nothing new was stored."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 
+from msgspec.structs import replace
+
 from tidings.engine import Delivery, Engine, Outgoing
 from tidings.errors import InvalidMessage, TooLarge
 
@@ -276,6 +278,23 @@ async def not_before_in_the_past_is_now(world: World) -> None:
     engine = await world.engine()
     [stored] = await engine.publish([message("late", not_before=world.clock.time() - 60)])
     assert stored.position > 0
+
+
+@case("seam")
+async def not_before_keeps_the_identity(world: World) -> None:
+    """A message with a time that is published again after its time, or for another time, is the same message: it is
+    handed out once."""
+    engine = await world.engine()
+    await engine.declare([group(world)])
+    later = message("later", not_before=world.clock.time() + world.lease / 2)
+    await engine.publish([later])
+    await world.wait(world.lease / 2)
+    await finish(engine, [await take_one(engine, "g")])
+    [again, other] = await engine.publish([later, replace(later, not_before=world.clock.time() + world.lease)])
+    assert again.duplicate
+    assert other.duplicate
+    await world.wait(1.2 * world.lease)
+    await nothing(world, engine, "g")
 
 
 @case("seam")

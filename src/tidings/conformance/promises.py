@@ -33,6 +33,7 @@ PROMISES = (
             "same_id_stored_once",
             "repeated_batch_stores_the_rest",
             "an_id_is_stored_once",
+            "not_before_keeps_the_identity",
             "many_keep_their_order",
         ),
     ),

@@ -10,6 +10,7 @@ from ...errors import InvalidMessage
 from ...subjects import within
 from .api import JetStream
 from .layout import Layout
+from .link import Denied
 from .pace import Pace
 from .sending import Sender
 from .wire import check
@@ -27,6 +28,8 @@ class Publisher:
         fsyncs: bool | None = None,
     ) -> None:
         self._admit = admit
+        self._js = js
+        self._layout = layout
         self._clock = clock
         self._sender = Sender(js.link, layout, Pace(fsyncs), js.timeout)
         self.roots = layout.roots
@@ -46,4 +49,30 @@ class Publisher:
         await self._admit(sum(sizes))
         now = self._clock.time()
         late = [message.not_before is not None and message.not_before > now for message in messages]
-        return await self._sender.send(messages, sizes, late)
+        new = [
+            index
+            for index, message in enumerate(messages)
+            if message.not_before is None or late[index] or not await self._came_due(message)
+        ]
+        if len(new) == len(messages):
+            return await self._sender.send(messages, sizes, late)
+        results = [Stored(0, duplicate=True)] * len(messages)
+        if new:
+            of_new = ([messages[i] for i in new], [sizes[i] for i in new], [late[i] for i in new])
+            for index, stored in zip(new, await self._sender.send(*of_new), strict=True):
+                results[index] = stored
+        return results
+
+    async def _came_due(self, message: Outgoing) -> bool:
+        """Whether a message whose time is over was published before it was: then it waits in Control, or has left for
+        Events, which does not know its id. Control keeps those for some minutes."""
+        control, place = self._layout.control, self._layout.schedule(message.subject, message.id)
+        try:
+            if await self._js.message(control, place) is not None:
+                return True
+            async for frames in self._js.pages(control, self._layout.due(message.subject), 1):
+                if any(frame.header("Nats-Scheduler") == place for frame in frames):
+                    return True
+        except Denied:
+            pass  # who may not look may not publish for later either
+        return False
