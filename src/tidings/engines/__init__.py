@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-import msgspec
-
-from ..clock import Clock
-from ..engine import Engine
 from ..errors import ConfigError, NoNamespace
 from ..permissions import User
 
 if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from ..clock import Clock
+    from ..engine import Engine
     from .memory import MemoryStore
     from .nats.streams import Mode
 
 _KINDS = "embedded:, nats://host/namespace, tls://host/namespace or memory:"
 
 
-class Place(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Place:
     """An engine's URL, understood."""
 
     kind: Literal["embedded", "nats", "memory"]

@@ -125,7 +125,7 @@ class Sender:
         self._batch: Flight | None = None
         self._count = 0
         self._bytes = 0
-        self._generation = 0
+
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Task[None] | None = None
