@@ -69,7 +69,9 @@ class Bench:
         handler = Handler(function, [New], HandlerOptions("g", **options))
         registry.add_handler(handler)
         publisher = Publisher(engine, registry, source="test", roots=["events.>"], clock=self.clock)
-        await engine.declare([tidings.engine.Group("g", (tidings.engine.Claim("events.>"),), lease=LEASE)])
+        ordered = handler.options.order
+        claim = tidings.engine.Claim("events.>")
+        await engine.declare([tidings.engine.Group("g", (claim,), lease=LEASE, ordered=ordered)])
         policy = tidings.RetryPolicy(attempts=3, first=0, most=0)
         handling = Handling(handler, registry.plan(handler, []), publisher, "test", policy, 600.0)
         worker = Worker(engine, [handling], [], clock=self.clock, lease=LEASE, grace=grace)

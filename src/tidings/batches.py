@@ -10,7 +10,7 @@ from .each import Each
 from .engine import Done, Outgoing
 from .gathering import Gathering, Part, Run
 from .handling import Handling, LeaseLost, answering, being_handled, is_stopping, time_limit
-from .hands import Hands
+from .hands import Receiver
 from .logs import message_context
 from .outage import Away, Outage
 from .outbox import Relay
@@ -26,7 +26,7 @@ log = logging.getLogger("tidings.worker")
 class Batches(Gathering):
     """Runs one group's batch handler on all that was pulled."""
 
-    def __init__(self, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor, outage: Outage) -> None:
+    def __init__(self, handling: Handling, hands: Receiver, relay: Relay | None, floor: Floor, outage: Outage) -> None:
         size = handling.batch
         pace = Pace(handling.handler.options.group, hands.clock, first=size, most=size)
         super().__init__(handling, hands, relay, floor, outage, pace)
@@ -78,8 +78,7 @@ class Batches(Gathering):
         async with answering(self.hands.clock):
             await unit.forget([works[index].key for index in batch.failures])
             await unit.stage(staged)
-            if self.hands.clock.monotonic() >= min(work.delivery.deadline for work in works):
-                raise LeaseLost
+            await self.handling.check_ours(unit, [work.delivery for work in works])
             await unit.commit()
         if staged and self._relay is not None:
             self._relay.send_soon(staged)

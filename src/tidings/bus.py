@@ -110,6 +110,7 @@ class Bus:
         commit: Literal["group", "each"] = "group",
         batch: int | None = None,
         rate: str | float | None = None,
+        order: bool = False,
     ) -> Callable[[F], F]:
         """Handle events, given as event classes or subject filters.
 
@@ -117,7 +118,7 @@ class Bus:
         session, whatever `provide` offers. Events it returns are published when, and only if, it has succeeded. For
         the options see `HandlerOptions`.
         """
-        options = HandlerOptions(group, retry, timeout, concurrency, start, commit, batch, rate)
+        options = HandlerOptions(group, retry, timeout, concurrency, start, commit, batch, rate, order)
 
         def decorate(function: F) -> F:
             self.registry.add_handler(Handler(function, what, options))

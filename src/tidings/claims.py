@@ -35,6 +35,7 @@ class Wish(msgspec.Struct, frozen=True):
     filters: tuple[str, ...]
     start: Start | datetime = "unclaimed"
     emits: tuple[str, ...] = ()
+    ordered: bool = False
 
 
 class Claimant(msgspec.Struct, frozen=True):
@@ -47,6 +48,8 @@ class Claimant(msgspec.Struct, frozen=True):
     """Its claims stay, so that its history does not look unclaimed; it gets nothing any more."""
     past: tuple[Claim, ...] = ()
     """Its claims of before it was removed and declared again: history, which it does not get a second time."""
+    ordered: bool = False
+    """Whether its messages keep their order; once declared, only a person takes it back."""
 
     @property
     def ever(self) -> tuple[Claim, ...]:
@@ -65,7 +68,7 @@ class Ledger(msgspec.Struct, frozen=True):
     def living(self, lease: float) -> list[Group]:
         """The groups as the engine is told them."""
         return [
-            Group(name, claimant.claims, lease, claimant.paused)
+            Group(name, claimant.claims, lease, claimant.paused, claimant.ordered)
             for name, claimant in self.groups.items()
             if not claimant.removed
         ]
@@ -156,13 +159,20 @@ async def declare(
 
 
 async def change(
-    engine: Engine, group: str, *, lease: float, paused: bool | None = None, removed: bool = False
+    engine: Engine,
+    group: str,
+    *,
+    lease: float,
+    paused: bool | None = None,
+    removed: bool = False,
+    ordered: bool | None = None,
 ) -> None:
-    """Pause, resume or remove a group. Raises `ConfigError` for one the ledger does not know."""
+    """Pause, resume, remove or order a group. Raises `ConfigError` for one the ledger does not know."""
     while True:
         ledger, revision = await load(engine)
         old = _living(ledger, group)
-        new = msgspec.structs.replace(old, paused=old.paused if paused is None else paused, removed=removed)
+        now = old.paused if paused is None else paused, old.ordered if ordered is None else ordered
+        new = msgspec.structs.replace(old, paused=now[0], removed=removed, ordered=now[1])
         wanted = msgspec.structs.replace(ledger, groups={**ledger.groups, group: new})
         if wanted == ledger or await _write(engine, wanted, revision):
             break
@@ -187,15 +197,14 @@ async def restart(engine: Engine, group: str, *, lease: float, name: str, filter
         # The end of the log is read with the counts: what comes later is the new group's.
         stats = await engine.stats()
         counts = stats.groups.get(group)
-        pending = counts.waiting + counts.leased + counts.delayed if counts is not None else 0
-        if counts is not None and (pending or counts.dead or counts.pulling):
+        if counts is not None and (counts.pending or counts.dead or counts.pulling):
             raise Conflict(
-                f"{group} has {pending} message(s) to handle, {counts.dead} dead letter(s) and {counts.pulling} "
+                f"{group} has {counts.pending} message(s) to handle, {counts.dead} dead letter(s) and {counts.pulling} "
                 "worker(s): let it handle them, act on the dead letters, then stop its workers"
             )
         begun = tuple(Claim(filter, stats.last + 1) for filter in filters)
         groups = {**ledger.groups, group: msgspec.structs.replace(old, removed=True)}
-        groups[name] = Claimant(begun, old.emits, old.paused, past=old.ever)
+        groups[name] = Claimant(begun, old.emits, old.paused, past=old.ever, ordered=old.ordered)
         wanted = msgspec.structs.replace(ledger, groups=groups)
         if await _write(engine, wanted, revision):
             break
@@ -300,7 +309,10 @@ async def _joined(
                 last = (await engine.stats()).last
             claims.append(await _begin(engine, ledger, wish, filter, last))
         emits = tuple(dict.fromkeys((*old.emits, *wish.emits)))
-        groups[wish.name] = msgspec.structs.replace(old, claims=tuple(claims), emits=emits, removed=False)
+        ordered = wish.ordered or (old.ordered and not old.removed)
+        groups[wish.name] = msgspec.structs.replace(
+            old, claims=tuple(claims), emits=emits, removed=False, ordered=ordered
+        )
     merged = dict(ledger.readers)
     for name, filters in readers.items():
         merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *filters)))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from . import failpoints
 from .batches import runner_of
 from .engine import Delivery, Engine
 from .errors import Closed, Conflict, EngineError, TidingsError
 from .handling import Handling
-from .hands import Hands
+from .hands import Receiver
 from .outage import Outage
 from .outbox import Relay
 from .rate import Rate, per_second
@@ -27,7 +27,7 @@ _MOST_PAUSE = 5.0
 class Consumer:
     """Pulls for one group until it is stopped, never more than may begin."""
 
-    def __init__(self, engine: Engine, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor) -> None:
+    def __init__(self, engine: Engine, handling: Handling, hands: Receiver, relay: Relay | None, floor: Floor) -> None:
         self.engine = engine
         self.handling = handling
         self.group = handling.handler.options.group
@@ -57,6 +57,9 @@ class Consumer:
         self._task = None
         with contextlib.suppress(EngineError):
             await self.engine.stop_pulling(self.group)
+
+    async def close(self) -> None:
+        """Nothing of it is in hand any more."""
 
     async def _room(self) -> int:
         """Wait until more may be begun; returns how many."""
@@ -93,5 +96,8 @@ class Consumer:
             failpoints.here("pull.ended")
             if self._rate is not None:
                 self._rate.take(len(deliveries))
-            # What has crashed before goes last: it waits for the others, not they for it.
-            self._runner.begin(sorted(deliveries, key=lambda delivery: delivery.crashes))
+            self._begin(deliveries)
+
+    def _begin(self, deliveries: Sequence[Delivery]) -> None:
+        # What has crashed before goes last: it waits for the others, not they for it.
+        self._runner.begin(sorted(deliveries, key=lambda delivery: delivery.crashes))

@@ -146,7 +146,7 @@ async def _groups(engine: Engine) -> list[Finding]:
         counts = stats.groups.get(name)
         if claimant.removed or counts is None:
             continue
-        subject, waiting = f"group {name}", counts.waiting + counts.leased + counts.delayed
+        subject, waiting = f"group {name}", counts.pending
         if claimant.paused:
             mend = f"When it shall go on: tidings groups resume {name}"
             found.append(Finding(subject, "warn", f"paused, {waiting} waiting", mend))

@@ -14,7 +14,7 @@ from typing import Any
 from .engine import Delivery, Done, Outcome, Release
 from .errors import EngineError
 from .handling import Handling, LeaseLost, line_of
-from .hands import Hands
+from .hands import Receiver
 from .logs import message_context
 from .message import Message, identity
 from .outage import Away, Outage
@@ -27,7 +27,7 @@ log = logging.getLogger("tidings.worker")
 class Each:
     """Runs one group's handler on what was pulled, and puts the outcomes into the worker's hands."""
 
-    def __init__(self, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor, outage: Outage) -> None:
+    def __init__(self, handling: Handling, hands: Receiver, relay: Relay | None, floor: Floor, outage: Outage) -> None:
         self.handling = handling
         self.group = handling.handler.options.group
         self.concurrency = handling.handler.options.concurrency or (1 if handling.plan.transactional else 16)

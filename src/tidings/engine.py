@@ -141,7 +141,7 @@ class GroupState(msgspec.Struct, frozen=True):
 
 
 class GroupStats(msgspec.Struct, frozen=True):
-    """Counts of one group. `waiting + leased + delayed + parked` is everything not yet handled."""
+    """Counts of one group."""
 
     waiting: int
     """Ready and not handed out."""
@@ -154,6 +154,11 @@ class GroupStats(msgspec.Struct, frozen=True):
     """Readers that are waiting for messages right now."""
     parked: int = 0
     """Set aside behind an earlier one of their key; only in ordered groups."""
+
+    @property
+    def pending(self) -> int:
+        """Everything not yet handled."""
+        return self.waiting + self.leased + self.delayed + self.parked
 
 
 class Stats(msgspec.Struct, frozen=True):

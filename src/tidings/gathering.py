@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from .each import Each
 from .engine import Delivery, Outcome, Release
 from .handling import Handling, line_of
-from .hands import Hands
+from .hands import Receiver
 from .message import Message
 from .outage import Away, Outage
 from .outbox import Relay
@@ -51,7 +51,7 @@ class Gathering(Each):
     """Runs one group's handler on all that was pulled."""
 
     def __init__(
-        self, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor, outage: Outage, pace: Pace
+        self, handling: Handling, hands: Receiver, relay: Relay | None, floor: Floor, outage: Outage, pace: Pace
     ) -> None:
         super().__init__(handling, hands, relay, floor, outage)
         self.pace = pace

@@ -15,7 +15,7 @@ import threading
 import traceback
 import types
 import typing
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from .publisher import Publisher
 from .registry import Handler, Plan, Provider
 from .retry import Reject, RetryLater, RetryPolicy
 from .threads import Threads
-from .unit import InboxKey, Member, Unit, Units
+from .unit import Deposed, InboxKey, Member, Shared, Unit, Units
 from .version import __version__
 from .versions import AGAIN, Patience
 
@@ -76,6 +76,8 @@ class Handling:
         self.limit = handler.options.timeout or limit
         self.batch = handler.options.batch or MOST_IN_BATCH
         self.clock = publisher.clock
+        self.fence: tuple[str, int] | None = None
+        """Of an ordered group: name and epoch under which this worker is the active one in the database."""
         self._readers: dict[str, tuple[EventSpec | None, Codec]] = {}
         self._patience = Patience(self.clock, patience)
 
@@ -184,9 +186,21 @@ class Handling:
         """A database that does not answer must not keep the message for as long as its lease is renewed."""
         async with answering(self.clock):
             await unit.stage(staged)
-            if self.clock.monotonic() >= delivery.deadline:
-                raise LeaseLost
+            await self.check_ours(unit, [delivery])
             await unit.commit()
+
+    async def check_ours(self, unit: Unit | Shared, deliveries: Sequence[Delivery]) -> None:
+        """Last thing before a commit: raise `LeaseLost` if any of them may be somebody else's by now."""
+        if self.fence is not None:
+            try:
+                await unit.fence(*self.fence)
+            except Deposed as error:
+                log.warning("%s", error)
+                for delivery in deliveries:
+                    delivery.deadline = 0.0  # nor is there anything to settle
+                raise LeaseLost from error
+        if deliveries and self.clock.monotonic() >= min(delivery.deadline for delivery in deliveries):
+            raise LeaseLost
 
     async def run(self, message: Message[Any], unit: Unit | Member | None) -> Any:
         """Call the handler for one message; returns what it returns, or what follows in a batch of one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from . import failpoints
 from .clock import Clock
@@ -12,6 +13,25 @@ from .engine import Delivery, Engine, Outcome
 from .errors import Closed, EngineError
 
 log = logging.getLogger("tidings.worker")
+
+
+class Receiver(Protocol):
+    """Where what runs a handler leaves the outcomes."""
+
+    engine: Engine
+    clock: Clock
+
+    def take(self, delivery: Delivery) -> None: ...
+
+    def drop(self, delivery: Delivery) -> None:
+        """Give up a delivery without an outcome: its lease brings it back."""
+        ...
+
+    def put(self, outcome: Outcome) -> None: ...
+
+    async def gone(self, delivery: Delivery) -> None:
+        """Wait until the outcome is stored, or the delivery given up."""
+        ...
 
 
 class Hands:
@@ -23,11 +43,25 @@ class Hands:
         self.on_settled: Callable[[Sequence[Outcome]], None] = lambda _: None
         """Called with outcomes that are settled."""
         self.held: dict[int, Delivery] = {}
+        self._resting: set[int] = set()
         self._outcomes: list[Outcome] = []
         self._waiting: dict[int, asyncio.Event] = {}
         self._something = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is in hand that does not just wait for its time."""
+        return len(self.held) > len(self._resting)
+
+    def rests(self, delivery: Delivery) -> None:
+        """It waits here for its next try."""
+        self._resting.add(id(delivery))
+
+    def rested(self, delivery: Delivery) -> None:
+        """Its time has come, or it goes back."""
+        self._resting.discard(id(delivery))
 
     def take(self, delivery: Delivery) -> None:
         self.held[id(delivery)] = delivery
@@ -36,6 +70,7 @@ class Hands:
     def drop(self, delivery: Delivery) -> None:
         """Give up a delivery without an outcome: its lease brings it back."""
         self.held.pop(id(delivery), None)
+        self._resting.discard(id(delivery))
         if (waiting := self._waiting.pop(id(delivery), None)) is not None:
             waiting.set()
         if not self.held:

@@ -48,7 +48,7 @@ class HandlerOptions(msgspec.Struct, frozen=True):
     """Seconds one message may take; None: the setting `timeout` (60 s). What runs longer is cancelled and retried."""
     concurrency: int | None = None
     """What runs at once in one worker process: transactions, and so database connections, or else messages, or
-    batches. None: 1 with a transaction or a `Batch`, else 16."""
+    batches. None: 1 with a transaction or a `Batch`, else 16. In an ordered group they are of as many keys."""
     start: Start | datetime = "unclaimed"
     """Where a *new* group begins: with what no group had claimed (the default), with what comes from now on
     (`"latest"`), with everything that is stored (`"earliest"`), or with what was stored at a time with a time zone or
@@ -61,6 +61,11 @@ class HandlerOptions(msgspec.Struct, frozen=True):
     rate: str | float | None = None
     """Messages that one worker process begins at most: `"100/s"`, `"30/m"`, or a number per second. They come evenly,
     and a worker that was idle makes up for one second at most. None: no limit."""
+    order: bool = False
+    """Handle the messages of each key in their order in the stream, over failures and restarts: one worker process of
+    the group is active, others stand by. A message that fails holds up later ones of its key; one that is dead parks
+    them, until it is redriven or dropped. Messages without a key are one sequence. For effects in the database of a
+    transaction; without one a message may run again after a crash, and the order holds but for that."""
 
 
 class Parameter(msgspec.Struct, frozen=True):

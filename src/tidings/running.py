@@ -49,6 +49,7 @@ class Running:
         self.ticker: Ticker | None = None
         self.janitor: Janitor | None = None
         self.loop = asyncio.get_running_loop()
+        self._ledger = claims.Ledger()
         self._plans: dict[str, Plan] = {}
         self._hubs: dict[tuple[str, ...], Hub] = {}
         self._stack = stack
@@ -80,10 +81,10 @@ class Running:
         for group, handler in self.handlers.items():
             plan = self._plan(handler)
             options = handler.options
-            wishes.append(claims.Wish(group, handler.filters, options.start, plan.emits))
+            wishes.append(claims.Wish(group, handler.filters, options.start, plan.emits, options.order))
         readers = {f"{self.bus.name}-push": tuple(pushed)} if pushed else None
         try:
-            await claims.declare(self.engine, wishes, lease=self.bus.settings.lease, readers=readers)
+            self._ledger = await claims.declare(self.engine, wishes, lease=self.bus.settings.lease, readers=readers)
             await log_id(self.engine)
         except NotAllowed as error:
             # Enough for a process that publishes, waits and pushes, once a worker has declared the rest.
@@ -120,6 +121,8 @@ class Running:
             for name, handler in self.handlers.items()
             if groups is None or name in groups
         ]
+        for handling in handlings:
+            self._check_order(handling.handler)
         self.worker = Worker(
             self.engine,
             handlings,
@@ -140,6 +143,17 @@ class Running:
         self.janitor = Janitor(self.engine, self.units, settings, clock=self.bus.clock)
         self.janitor.start()
         return self.worker
+
+    def _check_order(self, handler: Handler) -> None:
+        """One that does not keep the order would break it for those that do."""
+        group = handler.options.group
+        claimant = self._ledger.groups.get(group)
+        if claimant is not None and claimant.ordered and not handler.options.order:
+            raise ConfigError(
+                f"group {group!r} was declared with order=True, and {handler.name} does not keep the order: write "
+                "order=True, or, once all its workers are stopped, give the order up with: "
+                f"tidings groups unorder {group}"
+            )
 
     async def _answer_and_listen(self, limit: float) -> None:
         registry = self.bus.registry

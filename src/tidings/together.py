@@ -16,7 +16,7 @@ import logging
 from .engine import Done, Outgoing
 from .gathering import Gathering, Part, Run
 from .handling import Handling, LeaseLost, answering, line_of
-from .hands import Hands
+from .hands import Receiver
 from .outage import Away, Outage
 from .outbox import Relay
 from .pace import Pace
@@ -30,7 +30,7 @@ log = logging.getLogger("tidings.worker")
 class Together(Gathering):
     """Runs one group's handler on all that was pulled, with as few transactions as possible."""
 
-    def __init__(self, handling: Handling, hands: Hands, relay: Relay | None, floor: Floor, outage: Outage) -> None:
+    def __init__(self, handling: Handling, hands: Receiver, relay: Relay | None, floor: Floor, outage: Outage) -> None:
         pace = Pace(handling.handler.options.group, hands.clock)
         super().__init__(handling, hands, relay, floor, outage, pace)
         assert handling.plan.units is not None
@@ -82,9 +82,7 @@ class Together(Gathering):
             await shared.flush(())
             await shared.forget([work.key for work, _ in round.failed] + [work.key for work in round.late])
             await shared.stage(staged)
-            deadlines = [work.delivery.deadline for work, _ in round.done]
-            if deadlines and self.hands.clock.monotonic() >= min(deadlines):
-                raise LeaseLost
+            await self.handling.check_ours(shared, [work.delivery for work, _ in round.done])
             await shared.commit()
         return staged
 

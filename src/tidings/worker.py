@@ -19,6 +19,7 @@ from .consumer import Consumer
 from .engine import Engine, Outcome
 from .handling import Handling
 from .hands import Hands
+from .order import OrderedConsumer
 from .outbox import Relay
 from .suspects import Floor
 
@@ -50,11 +51,14 @@ class Worker:
         if settled is not None:
             self._hands.on_settled = settled
         floor = Floor()
-        self._groups = [
-            Consumer(engine, handling, self._hands, self._relay_of(handling, relays), floor) for handling in handlings
-        ]
+        self._groups = [self._consumer(handling, self._relay_of(handling, relays), floor) for handling in handlings]
         self._leases: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
+
+    def _consumer(self, handling: Handling, relay: Relay | None, floor: Floor) -> Consumer:
+        if handling.handler.options.order:
+            return OrderedConsumer(self.engine, handling, self._hands, relay, floor, lease=self.lease)
+        return Consumer(self.engine, handling, self._hands, relay, floor)
 
     @staticmethod
     def _relay_of(handling: Handling, relays: Sequence[Relay]) -> Relay | None:
@@ -63,7 +67,7 @@ class Worker:
     @property
     def busy(self) -> bool:
         """Whether a handler runs, an outcome waits to be settled or a follow-up to be sent."""
-        return bool(self._hands.held) or any(relay.busy for relay in self._relays.values())
+        return self._hands.busy or any(relay.busy for relay in self._relays.values())
 
     def start(self) -> None:
         """Begin; returns at once. Everything runs in tasks of this event loop until `stop`."""
@@ -80,6 +84,7 @@ class Worker:
             # Leases that are renewed no more bound the wait for an engine that cannot settle.
             await ended(self._leases)
             await self._settled()
+            await asyncio.gather(*(group.close() for group in self._groups))
         finally:
             await ended(self._leases)
             await ended(self._settling)

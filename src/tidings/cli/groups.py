@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import click
 
@@ -10,6 +12,7 @@ from .. import claims
 from ..claims import Claimant
 from ..engine import Engine, GroupStats
 from ..errors import Conflict
+from ..order import standing_by, term_of
 from ..subjects import check_group
 from . import options, output
 from .root import NotFound
@@ -31,7 +34,7 @@ def ls(as_json: bool) -> None:
     """List the groups: what they listen to and what they have before them."""
     found = run(_list())
     if as_json:
-        output.put_json([_fields(name, claimant, counts) for name, claimant, counts in found])
+        output.put_json([_fields(*each) for each in found])
         return
     rows = [
         (
@@ -40,18 +43,43 @@ def ls(as_json: bool) -> None:
             counts.waiting,
             counts.leased,
             counts.delayed,
+            counts.parked if claimant.ordered else "",
             counts.dead,
             counts.pulling,
-            "paused" if claimant.paused else "",
+            _state(claimant, workers),
         )
-        for name, claimant, counts in found
+        for name, claimant, counts, workers in found
     ]
-    output.table(("GROUP", "LISTENS TO", "WAITING", "LEASED", "DELAYED", "DEAD", "PULLING", "STATE"), rows)
+    columns = ("WAITING", "LEASED", "DELAYED", "PARKED", "DEAD", "PULLING", "STATE")
+    output.table(("GROUP", "LISTENS TO", *columns), rows)
 
 
-async def _list() -> list[tuple[str, Claimant, GroupStats]]:
+class Workers(NamedTuple):
+    """Of an ordered group."""
+
+    active: str
+    standby: list[str]
+
+
+def _state(claimant: Claimant, workers: Workers) -> str:
+    words = ["paused"] if claimant.paused else []
+    if claimant.ordered:
+        words.append(f"ordered: active {workers.active or 'nobody'}, standby {' '.join(workers.standby) or 'nobody'}")
+    return ", ".join(words)
+
+
+async def _list() -> list[tuple[str, Claimant, GroupStats, Workers]]:
     async with session() as engine:
-        return await living(engine)
+        found = await living(engine)
+        return [(name, claimant, counts, await _workers(engine, name, claimant)) for name, claimant, counts in found]
+
+
+async def _workers(engine: Engine, group: str, claimant: Claimant) -> Workers:
+    term = await term_of(engine, group) if claimant.ordered else None
+    if term is None:
+        return Workers("", [])
+    standby = await standing_by(engine, group, time.time())
+    return Workers(term.holder, [name for name in standby if name != term.holder])
 
 
 async def living(engine: Engine) -> list[tuple[str, Claimant, GroupStats]]:
@@ -65,7 +93,7 @@ async def living(engine: Engine) -> list[tuple[str, Claimant, GroupStats]]:
     ]
 
 
-def _fields(name: str, claimant: Claimant, counts: GroupStats) -> dict[str, object]:
+def _fields(name: str, claimant: Claimant, counts: GroupStats, workers: Workers) -> dict[str, object]:
     return {
         "group": name,
         "paused": claimant.paused,
@@ -77,6 +105,10 @@ def _fields(name: str, claimant: Claimant, counts: GroupStats) -> dict[str, obje
         "delayed": counts.delayed,
         "dead": counts.dead,
         "pulling": counts.pulling,
+        "parked": counts.parked,
+        "ordered": claimant.ordered,
+        "active": workers.active or None,
+        "standby": workers.standby,
     }
 
 
@@ -109,6 +141,37 @@ async def _change(group: str, *, paused: bool) -> None:
 
 @groups.command()
 @click.argument("group")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@options.as_json
+@options.common
+def unorder(group: str, yes: bool, as_json: bool) -> None:
+    """Give up the order of a group, after order=True was taken out of the code. What is parked goes back to it.
+
+    Refused while a worker of the group is active: stop them first.
+    """
+    count = run(_unorder(group, yes=yes))
+    if as_json:
+        output.put_json({"group": group, "released": count})
+    else:
+        output.put(f"{group} keeps no order any more; {count} parked message(s) are back")
+
+
+async def _unorder(group: str, *, yes: bool) -> int:
+    async with session("admin") as engine:
+        counts = await _known(engine, group)
+        term = await term_of(engine, group)
+        if term is not None and term.holder and (counts.pulling or counts.leased):
+            raise Conflict(f"{group} has an active worker, {term.holder}: stop its workers first")
+        output.confirm(f"Give up the order of {group}? {counts.parked} parked message(s) go back to it.", yes=yes)
+        await claims.change(engine, group, lease=options.settings().lease, ordered=False)
+        count = 0
+        while entries := await engine.parked(group):
+            count += await engine.unpark(group, [entry.position for entry in entries])
+    return count
+
+
+@groups.command()
+@click.argument("group")
 @click.option(
     "--discard-pending", "discard", is_flag=True, help="Also if messages wait for it or are dead: they are given up."
 )
@@ -128,9 +191,9 @@ def rm(group: str, discard: bool, dry_run: bool, yes: bool, as_json: bool) -> No
 async def _remove(group: str, *, discard: bool, dry_run: bool, yes: bool) -> tuple[bool, str]:
     async with session("admin") as engine:
         counts = await _known(engine, group)
-        pending = counts.waiting + counts.leased + counts.delayed
-        what = f"{group} has {pending} message(s) to handle, {counts.dead} dead letter(s), {counts.pulling} worker(s)"
-        refused = bool(pending + counts.dead) and not discard
+        what = f"{group} has {counts.pending} message(s) to handle, {counts.dead} dead letter(s)"
+        what += f", {counts.pulling} worker(s)"
+        refused = bool(counts.pending + counts.dead) and not discard
         if dry_run:
             verb = "be refused without --discard-pending" if refused else "be removed"
             return False, f"{what}; it would {verb} (dry run)"

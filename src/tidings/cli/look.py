@@ -86,7 +86,7 @@ def stats(as_json: bool) -> None:
     output.put(f"{found['engine']}")
     places = f"positions {found['first']} to {found['last']}"
     output.put(f"{found['messages']} stored, {places}, {found['bytes']:,} bytes{limit}")
-    columns = ("waiting", "leased", "delayed", "dead", "pulling")
+    columns = ("waiting", "leased", "delayed", "parked", "dead", "pulling")
     rows = [(name, *(counts[column] for column in columns)) for name, counts in found["groups"].items()]
     output.table(("GROUP", *map(str.upper, columns)), rows)
 
@@ -104,7 +104,8 @@ async def _stats() -> dict[str, Any]:
 def explain(message: str, as_json: bool) -> None:
     """Say what each group has to do with one message, and why.
 
-    MESSAGE is a position in the log or a message id. The states are waiting, leased, retrying, done, dead, not wanted.
+    MESSAGE is a position in the log or a message id. The states are waiting, leased, retrying, parked, done, dead, not
+    wanted.
 
     \b
     tidings explain 17

@@ -28,6 +28,7 @@ from . import (
     lifecycle,
     live,
     order,
+    ordering,
     publishing,
     receipts,
     replay,
@@ -44,7 +45,7 @@ __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "
 
 _THEMES = (
     *(delivery, publishing, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
-    *(handling, stopping, talking, receipts, claiming, database, retention, replay, upgrades, order),
+    *(handling, stopping, talking, receipts, claiming, database, retention, replay, upgrades, order, ordering),
 )  # importing them registers their cases
 
 

@@ -41,10 +41,29 @@ class Database:
         async with self.sessions() as session:
             return [row[0] for row in await session.execute(text("SELECT number FROM items ORDER BY number"))]
 
+    async def create_steps(self) -> None:
+        """A second table, whose rows know when they came."""
+        async with self.engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE steps (place integer PRIMARY KEY, item text, step integer)"))
+
+    async def steps(self) -> dict[str, list[int]]:
+        """Each item's steps in the order of their commits."""
+        found: dict[str, list[int]] = {}
+        async with self.sessions() as session:
+            for row in await session.execute(text("SELECT item, step FROM steps ORDER BY place")):
+                found.setdefault(row.item, []).append(row.step)
+        return found
+
 
 async def write(session: AsyncSession, number: int) -> None:
     """What a handler does."""
     await session.execute(text("INSERT INTO items (number) VALUES (:number)"), {"number": number})
+
+
+async def write_step(session: AsyncSession, item: str, step: int) -> None:
+    """As `write`, into the second table."""
+    where = {"item": item, "step": step}
+    await session.execute(text("INSERT INTO steps (item, step) VALUES (:item, :step)"), where)
 
 
 @asynccontextmanager

@@ -116,8 +116,10 @@ PROMISES = (
     ),
     Promise(
         "Order on request",
-        "One reader of a group gets what a publisher sent in its order while nothing fails; more is promised only to "
-        "groups that ask for order.",
+        "`order=True`: the messages of each key are handled in their order in the stream, over failures and restarts, "
+        "for effects in the database (an epoch there refuses the commit of a worker that was taken over from). A key "
+        "waits behind its dead letter. Groups that do not ask get what one publisher sent in its order only while one "
+        "reader reads and nothing fails.",
         (
             "one_reader_gets_them_in_order",
             "many_keep_their_order",
@@ -128,6 +130,12 @@ PROMISES = (
             "parked_waits_and_comes_back_in_order",
             "put_back_comes_before_what_is_newer",
             "order_outlives_the_server",
+            "a_key_keeps_its_order_over_failures",
+            "a_dead_letter_parks_its_key",
+            "parked_outlives_the_worker",
+            "a_standby_takes_over",
+            "one_that_is_cut_off_commits_nothing",
+            "order_is_kept_over_a_server_kill",
         ),
     ),
     Promise(

@@ -14,6 +14,7 @@ from ... import claims, deadletters
 from ...deadletters import Act, Kind, Selection
 from ...engine import DeadLetter
 from ...message import decode_header
+from ...order import parked_behind
 from .. import options, output
 from ..root import NotFound
 from ..session import run, session
@@ -88,9 +89,11 @@ async def _list_each(selection: Selection, as_json: bool) -> None:
         if as_json:
             await _put_all(found)
             return
-        rows = [_row(letter) async for page in found for letter in page]
-    if rows:
-        output.table(("KEY", "SUBJECT", "REASON", "ERROR", "ATTEMPTS", "DIED"), rows)
+        read = [letter async for page in found for letter in page]
+        waiting = await parked_behind(engine, read)
+    if read:
+        rows = [(*_row(letter), waiting.get(letter.key, "")) for letter in read]
+        output.table(("KEY", "SUBJECT", "REASON", "ERROR", "ATTEMPTS", "DIED", "BEHIND IT"), rows)
     else:
         output.say("no dead letters")
 
@@ -118,15 +121,15 @@ async def _put_all(found: AsyncIterator[list[DeadLetter]]) -> None:
 @options.common
 def show(keys: tuple[str, ...], only_body: bool, only_original: bool, as_json: bool) -> None:
     """Show dead letters with their traceback and bytes."""
-    letters = run(read(keys))
+    letters, waiting = run(_with_parked(keys))
     if only_body or only_original:
         for letter in letters:
             sys.stdout.buffer.write(first_body(letter) if only_original else letter.entry.body)
     elif as_json:
-        output.put_json([fields(letter) for letter in letters])
+        output.put_json([fields(letter) | {"behind": waiting.get(letter.key, 0)} for letter in letters])
     else:
         for letter in letters:
-            _describe(letter)
+            _describe(letter, waiting.get(letter.key, 0))
     found = {letter.key for letter in letters}
     if missing := [key for key in keys if key not in found]:
         raise NotFound(f"there is no dead letter {', '.join(missing)}: `tidings dlq ls --flat` lists them")
@@ -143,12 +146,20 @@ def first_body(letter: DeadLetter) -> bytes:
     return letter.entry.body if letter.original is None else letter.original
 
 
-def _describe(letter: DeadLetter) -> None:
+async def _with_parked(keys: tuple[str, ...]) -> tuple[list[DeadLetter], dict[str, int]]:
+    letters = await read(keys)
+    async with session() as engine:
+        return letters, await parked_behind(engine, letters)
+
+
+def _describe(letter: DeadLetter, waiting: int) -> None:
     entry, failure = letter.entry, letter.failure
     output.put(f"{letter.key}  {letter.reason}: {failure.error}: {failure.message}")
     output.put(f"  subject   {entry.subject}, position {entry.position}, stored {output.moment(entry.time)}")
     output.put(f"  died      {output.moment(letter.died)}, attempts {letter.attempts}")
     output.put(f"  error     {deadletters.fingerprint(failure)}")
+    if waiting:
+        output.put(f"  behind it {waiting} message(s) of the same key wait, until it is redriven or dropped")
     if failure.handler:
         output.put(f"  handler   {failure.handler} on {failure.host}, version {failure.version}")
     for name, value in entry.headers.items():

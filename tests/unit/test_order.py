@@ -1,0 +1,110 @@
+"""Groups with `order=True`, in one process on a clock that is moved by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+import tidings
+from tidings import RetryPolicy
+from tidings.engines.memory import MemoryEngine
+from tidings.testing import TestBus, attached
+
+
+class Step(tidings.Event, subject="events.step", key="item"):
+    item: str
+    n: int
+
+
+def steps(items: str, count: int) -> list[Step]:
+    return [Step(item=item, n=n) for n in range(count) for item in items]
+
+
+async def connected(t: TestBus) -> MemoryEngine:
+    """One more connection to the store."""
+    engine = MemoryEngine(t.store)
+    await engine.open()
+    return engine
+
+
+async def test_a_retry_is_waited_for_and_quiet_meanwhile() -> None:
+    """While one waits for its next try the bus is quiet: later ones of its key are set aside, and follow it."""
+    bus, seen = tidings.Bus("t"), list[tuple[str, int]]()
+
+    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=3, first=60, most=60))
+    async def handle(step: Step, about: tidings.Message) -> None:
+        if (step.item, step.n) == ("a", 1) and about.attempt < 3:
+            raise ValueError("later")
+        seen.append((step.item, step.n))
+
+    async with TestBus(bus) as t:
+        await bus.publish_many(steps("ab", 4))
+        await t.settle()
+        assert [n for item, n in seen if item == "a"] == [0]
+        assert [n for item, n in seen if item == "b"] == [0, 1, 2, 3]
+        assert t.store.stats().groups["g"].parked == 2
+        await t.clock.advance(60)
+        await t.settle()
+        await t.clock.advance(60)
+        await t.settle()
+        assert [n for item, n in seen if item == "a"] == [0, 1, 2, 3]
+        assert t.store.stats().groups["g"].pending == 0
+
+
+async def test_a_thousand_of_one_key_are_in_order_at_full_concurrency() -> None:
+    """Concurrency is across keys; one key never has two running, and nothing is lost or doubled."""
+    bus, seen, now = tidings.Bus("t"), dict[str, list[int]](), set[str]()
+
+    @bus.on(Step, group="g", order=True, concurrency=8)
+    async def handle(step: Step) -> None:
+        assert step.item not in now
+        now.add(step.item)
+        await t.clock.sleep(0)
+        seen.setdefault(step.item, []).append(step.n)
+        now.discard(step.item)
+
+    async with TestBus(bus) as t:
+        await bus.publish_many(steps("abcde", 200))
+        await t.settle()
+    assert seen == {item: list(range(200)) for item in "abcde"}
+
+
+async def test_pausing_holds_what_is_in_hand() -> None:
+    """A paused ordered group begins nothing, not even what it has in hand, and goes on when it is resumed."""
+    bus, seen, broken = tidings.Bus("t"), list[int](), True
+
+    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=9, first=60, most=60))
+    async def handle(step: Step) -> None:
+        seen.append(step.n)
+        if broken:
+            raise ValueError("again")
+
+    async with TestBus(bus) as t:
+        await bus.publish(Step(item="a", n=7))
+        await t.settle()
+        engine, lease = await connected(t), bus.settings.lease
+        await tidings.claims.change(engine, "g", lease=lease, paused=True)
+        await t.clock.advance(2)
+        before = len(seen)
+        await t.clock.advance(600)
+        assert len(seen) == before
+        broken = False
+        await tidings.claims.change(engine, "g", lease=lease, paused=False)
+        await t.clock.advance(60)
+        await t.settle()
+        assert t.store.stats().groups["g"].pending == 0
+    assert len(seen) == before + 1
+
+
+async def test_a_worker_without_order_is_refused_where_there_is_order() -> None:
+    """A handler that no longer asks for order does not start beside those that keep it; the error names the command."""
+    bus, other = tidings.Bus("t"), tidings.Bus("t")
+
+    @bus.on(Step, group="g", order=True)
+    async def handle(step: Step) -> None: ...
+
+    @other.on(Step, group="g")
+    async def unordered(step: Step) -> None: ...
+
+    async with TestBus(bus) as t, attached(other, await connected(t), t.clock) as running:
+        with pytest.raises(tidings.ConfigError, match="tidings groups unorder g"):
+            await running.work()
