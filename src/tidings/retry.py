@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from .errors import ConfigError
 
@@ -33,8 +34,7 @@ class Reject(Outcome):
         super().__init__(reason)
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
+class RetryPolicy(msgspec.Struct, frozen=True):
     """How often and how late a failing message is tried again: exponential backoff with full jitter.
 
     The delay before try n + 1 is drawn evenly from 0 to `first * 2 ** (n - 1)` seconds, at most `most`: spreading
@@ -48,7 +48,7 @@ class RetryPolicy:
     """Upper bound of the first delay, seconds."""
     most: float = 300.0
     """Upper bound of every delay, seconds."""
-    per: Mapping[type[BaseException], RetryPolicy] = field(default_factory=dict)
+    per: Mapping[type[BaseException], RetryPolicy] = {}
     """Other policies for some exception types; the closest base class wins."""
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("tidings.conformance")  # before it is imported: 
 from conformance.nats_world import Cluster  # noqa: E402
 from conformance.report import PROPERTY, Tally  # noqa: E402
 from conformance.worlds import WORLDS  # noqa: E402
+from redis_server import RedisServer, debian_redis  # noqa: E402
 from tidings.conformance import Case, World  # noqa: E402
 
 _tally = Tally()
@@ -20,6 +21,24 @@ _tally = Tally()
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three servers; the first case starts them."""
     made = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield made
+    made.kill()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The Valkey of the wheel; the first case starts it."""
+    made = RedisServer(tmp_path_factory.mktemp("valkey"))
+    yield made
+    made.kill()
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The redis-server of this machine; the first case starts it."""
+    binary = debian_redis()
+    assert binary is not None
+    made = RedisServer(tmp_path_factory.mktemp("redis"), binary)
     yield made
     made.kill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from conformance.memory_world import MemoryWorld
 from conformance.nats_world import Broker, NatsWorld
+from conformance.redis_world import RedisWorld
+from redis_server import debian_redis
 from tidings.conformance import Layer, World, cases
 
 Make = Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[World]]
@@ -34,11 +37,22 @@ def _cluster(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[Worl
     return NatsWorld(request.getfixturevalue("cluster"), patience=30.0)
 
 
+def _valkey(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[World]:
+    return RedisWorld(request.getfixturevalue("valkey"))
+
+
+def _redis(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[World]:
+    return RedisWorld(request.getfixturevalue("redis"))
+
+
 WORLDS = {
     "memory": Kind(False, lambda _: MemoryWorld()),  # lives in the process: there is no server or wire to break
     "embedded": Kind(True, _embedded),
     "cluster": Kind(True, _cluster),
+    "valkey": Kind(True, _valkey),
 }
+if debian_redis() is not None and os.environ.get("CI") == "true":
+    WORLDS["redis"] = Kind(True, _redis)  # the oldest version that is supported, as Debian has it; takes some minutes
 
 
 def everywhere(layer: Layer) -> pytest.MarkDecorator:

@@ -113,7 +113,7 @@ def test_pub_outside_the_roots_is_live(shell: Shell) -> None:
     """A channel takes any text, stores nothing, and it is told that nobody heard."""
     result = shell("pub", "channel21", "ping", "--count", "2")
     assert result.exit_code == 5
-    assert result.stdout == "nobody listening\n" * 2
+    assert result.stdout == "0 receivers: nobody listening\n" * 2
     assert result.stderr == ""
     assert shell.json("stats")["messages"] == 0
 

@@ -137,6 +137,6 @@ async def test_a_database_that_is_not_there(tmp_path: Path) -> None:
 
 async def test_an_url_that_names_no_engine(tmp_path: Path) -> None:
     """The other checks are made all the same."""
-    findings = await examine("redis://x", "", None)
+    findings = await examine("kafka://x", "", None)
     assert [finding.subject for finding in findings] == ["python", "engine"]
     assert findings[1].state == "fail"

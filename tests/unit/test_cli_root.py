@@ -109,11 +109,11 @@ def test_an_error_in_the_settings_is_all_that_is_told(monkeypatch: pytest.Monkey
 
 def test_an_error_is_a_sentence(tmp_path: Path) -> None:
     """It goes to stderr, without a traceback; with --debug the traceback comes too."""
-    words = ("--url", "redis://host", "stats")
+    words = ("--url", "kafka://host", "stats")
     plain, debug = tidings(*words), tidings("--debug", *words)
     assert plain.exit_code == debug.exit_code == 2
     assert plain.stdout == ""
-    assert plain.stderr.startswith("error: the URL 'redis://host' names no engine")
+    assert plain.stderr.startswith("error: the URL 'kafka://host' names no engine")
     assert "Traceback" not in plain.stderr
     assert "Traceback" in debug.stderr
 

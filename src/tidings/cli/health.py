@@ -41,9 +41,22 @@ def _ask(place: Place) -> str:
         if embedded.locate(directory) is None:
             raise EngineUnavailable(f"no broker runs in {directory}. Start one: tidings up, or tidings demo")
         return "the embedded broker answers"
+    if place.kind == "redis":
+        return _ask_redis(place)
     if any(server.startswith("tls:") for server in place.servers):
         return _ask_with_driver(place)
     return _probe(place)
+
+
+def _ask_redis(place: Place) -> str:
+    import asyncio
+
+    from ..engines import redis_address
+
+    address = redis_address(place)
+    from ..engines.redis import probe
+
+    return f"{asyncio.run(probe(address))} answers"
 
 
 def _probe(place: Place) -> str:

@@ -150,6 +150,6 @@ async def _broadcast(engine: Engine, channel: str, body: bytes) -> int | bool | 
 def _heard(heard: int | bool | None) -> str:
     if heard is None:
         return "sent"
-    if not heard:
-        return "nobody listening"
-    return "heard" if heard is True else f"heard by {heard}"
+    if isinstance(heard, bool):
+        return "heard" if heard else "nobody listening"
+    return f"{heard} receiver{'s' * (heard != 1)}{': nobody listening' * (not heard)}"

@@ -48,9 +48,10 @@ async def session(user: User = "work", *, make: bool = False) -> AsyncIterator[E
 
 
 def own() -> bool:
-    """Whether the engine is this project's own broker, where making a namespace takes nothing from anybody."""
+    """Whether making a namespace takes nothing from anybody: on this project's own broker, and on Redis, where one is
+    a few keys."""
     current = settings()
-    return engines.parse(current.url, current.namespace).kind == "embedded"
+    return engines.parse(current.url, current.namespace).kind in ("embedded", "redis")
 
 
 def roots(engine: Engine) -> tuple[str, ...]:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from ..errors import ConfigError, NoNamespace
+import msgspec
+
+from ..clock import Clock
+from ..engine import Engine
+from ..errors import ConfigError, MissingExtra, NoNamespace
 from ..permissions import User
 
 if TYPE_CHECKING:
-    from contextlib import AsyncExitStack
-
-    from ..clock import Clock
-    from ..engine import Engine
     from .memory import MemoryStore
     from .nats.streams import Mode
+    from .redis import Address as RedisAddress
 
-_KINDS = "embedded:, nats://host/namespace, tls://host/namespace or memory:"
+Durability = Literal["checked", "always", "everysec", "none"]
+
+_KINDS = "embedded:, nats://host/namespace, tls://host/namespace, redis://host/namespace or memory:"
+_REDIS = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
+"""Schemes, and whether they mean TLS."""
+_DURABILITIES: tuple[Durability, ...] = ("always", "everysec", "none")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """An engine's URL, understood."""
 
-    kind: Literal["embedded", "nats", "memory"]
+    kind: Literal["embedded", "nats", "redis", "memory"]
     namespace: str
     directory: Path | None = None
     """Embedded: where the broker lives; None for the project's `.tidings`."""
@@ -34,11 +39,15 @@ class Place:
     password: str | None = None
     replicas: int | None = None
     """NATS: copies that a new namespace is kept in; None is three in a cluster, one on a single server."""
+    database: int = 0
+    """Redis: the number of the database."""
+    durability: Durability = "checked"
+    """Redis: what to believe of a server that may not be asked how it keeps what it is given; else it is asked."""
 
     @property
     def shown(self) -> str:
         """The URL without its password."""
-        if self.kind == "nats":
+        if self.kind in ("nats", "redis"):
             return f"{','.join(self.servers)}/{self.namespace}"
         return f"{self.kind}:{self.directory or ''}"
 
@@ -53,6 +62,8 @@ def parse(url: str, namespace: str = "") -> Place:
         return Place("embedded", namespace or "tidings", Path(path).expanduser() if path else None)
     if scheme in ("nats", "tls"):
         return _parse_nats(url, scheme, namespace)
+    if scheme in _REDIS:
+        return _parse_redis(url, namespace)
     raise ConfigError(f"the URL {mask(url)!r} names no engine: write {_KINDS}")
 
 
@@ -83,6 +94,39 @@ def _parse_nats(url: str, scheme: str, namespace: str) -> Place:
     )
 
 
+def _parse_redis(url: str, namespace: str) -> Place:
+    # redis://user:password@host:6379/namespace?durability=always; a path that is a number is a database, as everywhere
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port or 6379
+    except ValueError:
+        raise ConfigError(f"the URL {mask(url)!r}: the port is not a number") from None
+    if not host or "," in parts.netloc.rpartition("@")[2]:
+        raise ConfigError(f"the URL {mask(url)!r} names no single host: write {parts.scheme}://host:6379/namespace")
+    path = [part for part in parts.path.split("/") if part]
+    database = int(path.pop(0)) if path and path[0].isdecimal() else 0
+    host = f"[{host}]" if ":" in host else host
+    return Place(
+        "redis",
+        namespace or "/".join(path) or "tidings",
+        servers=(f"{'rediss' if _REDIS[parts.scheme] else 'redis'}://{host}:{port}",),
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else None,
+        database=database,
+        durability=_durability(parts.query) if parts.query else "checked",
+    )
+
+
+def _durability(options: str) -> Durability:
+    name, _, value = options.partition("=")
+    for known in _DURABILITIES:
+        if (name, value) == ("durability", known):
+            return known
+    raise ConfigError(
+        f"the URL's option {options!r} is not known: write ?durability=always, ?durability=everysec or ?durability=none"
+    )
+
+
 def _replicas(options: str) -> int:
     name, _, value = options.partition("=")
     if name != "replicas" or value not in ("1", "3", "5"):
@@ -97,6 +141,27 @@ def mask(url: str) -> str:
         return url
     scheme, _, login = head.partition("://")
     return f"{scheme}://{login.partition(':')[0]}:***@{tail}"
+
+
+def redis_address(place: Place) -> RedisAddress:
+    """Where the Redis engine finds its server. Raises `MissingExtra` where its driver is not installed."""
+    try:
+        from .redis import Address
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise MissingExtra("The Redis driver redis-py", "redis") from error
+
+    server = urlsplit(place.servers[0])
+    return Address(
+        server.hostname or "",
+        server.port or 6379,
+        place.user,
+        place.password,
+        tls=server.scheme == "rediss",
+        database=place.database,
+        durability=place.durability,
+    )
 
 
 async def connect(
@@ -118,6 +183,11 @@ async def connect(
         from .memory import MemoryEngine, MemoryStore
 
         engine = MemoryEngine(store or MemoryStore(clock))
+    elif place.kind == "redis":
+        address = redis_address(place)
+        from .redis import RedisEngine
+
+        engine = RedisEngine(address, namespace=place.namespace, roots=roots, clock=clock, mode=mode)
     else:
         from .nats import Address, NatsEngine
 

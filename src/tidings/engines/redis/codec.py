@@ -1,0 +1,80 @@
+"""What the functions answer, as values of the seam; and what they take."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+from ...engine import DeadLetter, Entry, Failure, Headers, Outgoing
+from ...errors import InvalidMessage, TooLarge
+from ...subjects import check_subject
+
+MAX_MESSAGE: Final = 1024 * 1024
+PAGE: Final = 4 * 1024 * 1024
+"""Bytes that one answer may have before it is cut."""
+_MAX_HEADERS: Final = 40 * 1024
+_NAME: Final = re.compile(r"(?!nats-)[A-Za-z0-9-]{1,64}\Z", re.IGNORECASE)
+_VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?\Z")
+
+
+def check(message: Outgoing) -> int:
+    """The size in bytes; raises `InvalidMessage` or `TooLarge` for what not every engine can carry."""
+    check_subject(message.subject)
+    _check_value("the id", message.id)
+    size = len(message.subject) + len(message.body) + check_headers(message.headers)
+    if size > MAX_MESSAGE:
+        raise TooLarge(size, MAX_MESSAGE)
+    return size
+
+
+def check_headers(headers: Headers) -> int:
+    """The bytes of the headers; raises `InvalidMessage` for one that would not arrive as it is on every engine."""
+    for name, value in headers.items():
+        if not _NAME.match(name):
+            raise InvalidMessage(
+                f"{name[:80]!r} is not a header name: use letters, digits and '-', and none that begins with 'Nats-'"
+            )
+        _check_value(f"the header {name}", value)
+    size = sum(len(name) + len(value) + 4 for name, value in headers.items())
+    if size > _MAX_HEADERS:
+        raise InvalidMessage(f"the headers have {size:,} bytes, the limit is {_MAX_HEADERS:,}: put it into the body")
+    return size
+
+
+def _check_value(what: str, value: str) -> None:
+    if not _VALUE.match(value):
+        raise InvalidMessage(f"{what} has the value {value[:80]!r}: only printable ASCII without blanks at the ends")
+
+
+def packed(headers: Headers) -> bytes:
+    """Headers as they are kept."""
+    return msgspec.json.encode(dict(headers)) if headers else b"{}"
+
+
+def headers_of(kept: bytes) -> dict[str, str]:
+    return msgspec.json.decode(kept, type=dict[str, str]) if len(kept) > 2 else {}
+
+
+def entry_of(position: int, subject: bytes, time: bytes, headers: bytes, body: bytes) -> Entry:
+    return Entry(position, subject.decode(), float(time), headers_of(headers), body)
+
+
+def failure_of(kept: bytes) -> Failure:
+    return msgspec.json.decode(kept, type=Failure) if kept else Failure("", "")
+
+
+def letter_of(raw: list[Any]) -> DeadLetter:
+    group, position, subject, time, headers, body, first, reason, failure, attempts, died, replay = raw
+    entry = entry_of(position, subject, time, headers, body)
+    return DeadLetter(
+        group.decode(),
+        entry,
+        reason.decode(),
+        failure_of(failure),
+        int(attempts),
+        float(died),
+        None if first is None else bytes(first),
+        replay.decode(),
+    )

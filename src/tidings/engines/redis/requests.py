@@ -1,0 +1,144 @@
+"""Requests: a question goes to one living responder of each group, over publish-subscribe; nothing is stored.
+
+Responders stand in a list at the server and take turns. It tells at once which of them still listen, so a question
+that nobody will answer is known as such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from ...engine import Headers, Outgoing, Reply, Responder
+from ...errors import EngineError, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
+from .codec import check, headers_of, packed
+from .hearing import Ear, Hearing
+from .link import Link
+
+log = logging.getLogger("tidings.engines.redis")
+
+
+class _Question(msgspec.Struct):
+    """What comes before the body of a question."""
+
+    subject: str
+    reply: str
+    """Channel on which the asker hears the answer."""
+    number: int
+
+
+class _Seat:
+    """One `serve`: what it answers, and the answers it is working on."""
+
+    def __init__(self, filter: str, group: str, responder: Responder) -> None:
+        self.place = (filter, group)
+        self.responder = responder
+        self.running: set[asyncio.Task[None]] = set()
+        self.member = ""
+
+
+class Requests:
+    def __init__(self, link: Link, hearing: Hearing) -> None:
+        self._link = link
+        self._hearing = hearing
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[Reply]] = {}
+        self._replies: Ear | None = None
+        self._starting = asyncio.Lock()
+        self._seats: set[_Seat] = set()
+
+    async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
+        """See `Engine.request`. It is sent once: a responder may not be asked twice for one question."""
+        check(Outgoing(subject, body, dict(headers), ""))
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._request(subject, body, headers)
+        except TimeoutError:
+            raise RequestTimeout(subject, timeout) from None
+
+    async def _request(self, subject: str, body: bytes, headers: Headers) -> Reply:
+        await self._start()
+        number = next(self._numbers)
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        try:
+            question = _Question(subject, self._channel("answers"), number)
+            told = b"%b\n%b\n%b" % (msgspec.json.encode(question), packed(headers), body)
+            if not await self._link.call("ask", subject, told, once=True):
+                raise NoResponder(subject)
+            return await answer
+        finally:
+            self._asked.pop(number, None)
+
+    @asynccontextmanager
+    async def serve(self, subject: str, group: str, responder: Responder) -> AsyncIterator[None]:
+        """See `Engine.serve`. Requests run beside each other; leaving waits for those that have begun."""
+        seat = _Seat(subject, group, responder)
+        seat.member = self._channel(f"seat:{next(self._numbers)}")
+        ear = await self._hearing.listen(seat.member, lambda _channel, said: self._take(seat, said))
+        try:
+            await self._link.call("serve", *seat.place, seat.member)
+            self._seats.add(seat)
+            yield
+        finally:
+            self._seats.discard(seat)
+            await self._leave(seat, ear)
+
+    async def _leave(self, seat: _Seat, ear: Ear) -> None:
+        try:
+            await self._link.call("leave", *seat.place, seat.member, wait=2.0)
+            await self._hearing.settle()  # what was asked before that has come in
+        except EngineError as error:
+            log.debug("leaving %s: %s", seat.place[0], error)
+        finally:
+            self._hearing.leave(ear)
+        await asyncio.gather(*seat.running, return_exceptions=True)
+
+    def sit_again(self) -> None:
+        """The connection was lost: while we did not listen, others who asked may have taken us off the list."""
+        for seat in self._seats:
+            self._link.spawn(self._sit(seat))
+
+    async def _sit(self, seat: _Seat) -> None:
+        await self._link.call("serve", *seat.place, seat.member)
+
+    def _take(self, seat: _Seat, said: bytes) -> None:
+        _name, _, rest = said.partition(b"\n")
+        line, _, rest = rest.partition(b"\n")
+        headers, _, body = rest.partition(b"\n")
+        question = msgspec.json.decode(line, type=_Question)
+        task = asyncio.create_task(self._answer(seat, question, body, headers_of(headers)))
+        seat.running.add(task)
+        task.add_done_callback(seat.running.discard)
+
+    async def _answer(self, seat: _Seat, question: _Question, body: bytes, headers: Headers) -> None:
+        try:
+            reply = await seat.responder(question.subject, body, headers)
+            check(Outgoing(question.subject, reply.body, dict(reply.headers), ""))
+            told = b"%d\n%b\n%b" % (question.number, packed(reply.headers), reply.body)
+            await self._link.command("PUBLISH", question.reply, told)
+        except (EngineUnavailable, TooLarge) as error:
+            log.warning("the answer to %s could not be sent: %s", question.subject, error)
+        except Exception:
+            log.exception("the responder of %s failed; the asker will run into its timeout", question.subject)
+
+    async def _start(self) -> None:
+        if self._replies is None:
+            async with self._starting:
+                if self._replies is None:
+                    self._replies = await self._hearing.listen(self._channel("answers"), self._hear)
+
+    def _hear(self, _channel: str, said: bytes) -> None:
+        number, _, rest = said.partition(b"\n")
+        headers, _, body = rest.partition(b"\n")
+        answer = self._asked.get(int(number))
+        if answer is not None and not answer.done():
+            answer.set_result(Reply(body, headers_of(headers)))
+
+    def _channel(self, name: str) -> str:
+        return f"{{{self._link.namespace}}}:to:{self._link.holder}:{name}"

@@ -1,0 +1,335 @@
+"""The Redis engine beyond the conformance suite: a real Valkey that is emptied, full, read-only, forbidding."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from redis_server import RedisServer
+from tidings.engine import Claim, Dead, Done, Failure, Group, Outgoing, Release
+from tidings.engines.redis import Address, RedisEngine, probe
+from tidings.errors import ConfigError, EngineUnavailable, InvalidMessage, NoNamespace, StoreFull
+
+FAILURE = Failure("ValueError", "not today")
+GROUP = Group("g", (Claim("events.>"),), lease=5.0)
+Start = Callable[..., Awaitable[RedisEngine]]
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    server = RedisServer(tmp_path / "server", appendfsync="everysec")
+    await server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def start(server: RedisServer) -> AsyncIterator[Start]:
+    """Open engines, and close them after the test."""
+    engines: list[RedisEngine] = []
+
+    async def start(address: Address | None = None, **options: Any) -> RedisEngine:
+        engine = RedisEngine(address or server.address, **options)
+        engines.append(engine)
+        await engine.open()
+        return engine
+
+    yield start
+    for engine in engines:
+        await engine.close()
+
+
+def message(body: str, subject: str = "events.a") -> Outgoing:
+    return Outgoing(subject, body.encode(), {}, body)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], within: float = 20.0) -> None:
+    async with asyncio.timeout(within):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_server_without_a_file_is_refused(tmp_path: Path, start: Start) -> None:
+    """What keeps messages in memory only is refused at start with the setting to make, unless that was accepted."""
+    forgetful = RedisServer(tmp_path / "forgetful", appendonly="no")
+    await forgetful.start()
+    try:
+        with pytest.raises(EngineUnavailable, match="set `appendonly yes`"):
+            await start(forgetful.address)
+        engine = await start(replace(forgetful.address, durability="none"))
+        assert not engine.durable
+    finally:
+        forgetful.kill()
+
+
+async def test_a_server_that_evicts_is_refused(server: RedisServer, start: Start) -> None:
+    """A server that may throw keys away is refused, naming the policy it has and the one it needs."""
+    await server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    with pytest.raises(EngineUnavailable, match=r"allkeys-lru.*noeviction"):
+        await start()
+
+
+async def test_a_server_that_hides_its_settings(server: RedisServer, start: Start) -> None:
+    """Where CONFIG is forbidden the person who runs the server says in the URL how it keeps things."""
+    await server.ask("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config")
+    address = replace(server.address, user="app", password="secret")
+    with pytest.raises(EngineUnavailable, match=r"\?durability=always"):
+        await start(address)
+    engine = await start(replace(address, durability="everysec"))
+    assert engine.durable
+    assert "secret" not in engine.description + repr(address)
+
+
+async def test_the_documented_permissions_are_enough(server: RedisServer, start: Start) -> None:
+    """A user with the rights that docs/redis.md lists publishes, handles, listens and asks; nothing less is listed."""
+    page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+    rule = next(line for line in page.splitlines() if line.startswith("ACL SETUSER"))
+    await server.ask(*rule.replace("SECRET", "secret").split())
+    engine = await start(replace(server.address, user="tidings", password="secret"))
+    await engine.declare([GROUP])
+    async with engine.listen(["live.*"]) as signals:
+        await engine.publish([message("a")])
+        [delivery] = await engine.pull("g", 1, 5.0)
+        await engine.settle([Dead(delivery, "rejected", FAILURE)])
+        assert await engine.redrive(await engine.dead_letters()) == 1
+        assert await engine.broadcast("live.room", b"hello", {}) == 1
+        await anext(signals)
+    assert (await engine.stats()).messages == 1
+    assert (await engine.space()).used > 0
+
+
+async def test_a_replica_is_refused(tmp_path: Path, server: RedisServer, start: Start) -> None:
+    """A server that takes no writes is refused at start, saying which one to use instead."""
+    replica = RedisServer(tmp_path / "replica", replicaof=f"127.0.0.1 {server.port}")
+    await replica.start()
+    try:
+        with pytest.raises(EngineUnavailable, match="replica"):
+            await start(replica.address)
+    finally:
+        replica.kill()
+
+
+async def test_a_server_that_becomes_read_only_heals(server: RedisServer, start: Start) -> None:
+    """While a server is a replica publishing says so in time; it goes on by itself when it takes writes again."""
+    engine = await start(timeout=1.5)
+    await engine.publish([message("before")])
+    await server.ask("REPLICAOF", "127.0.0.1", "1")
+    with pytest.raises(EngineUnavailable, match="replica"):
+        await engine.publish([message("meanwhile")])
+    await server.ask("REPLICAOF", "NO", "ONE")
+    await eventually(lambda: _takes(engine, "after"))
+
+
+async def test_a_full_server_heals(server: RedisServer, start: Start) -> None:
+    """With its memory used up publishers hear `StoreFull`, handling goes on, and room makes publishing work again."""
+    engine = await start()
+    await engine.declare([GROUP])
+    await engine.publish([message("a"), message("b")])
+    await server.ask("CONFIG", "SET", "maxmemory", "1mb")
+    with pytest.raises(StoreFull, match="maxmemory"):
+        await engine.publish([message("c")])
+    first, second = await engine.pull("g", 2, 5.0)
+    await engine.begin(second)
+    await engine.settle([Dead(first, "rejected", FAILURE), Release(second)])
+    assert await engine.redrive(await engine.dead_letters()) == 1
+    await engine.settle([Done(delivery) for delivery in await engine.pull("g", 2, 5.0)])
+    assert (await engine.space()).share > 1
+    await server.ask("CONFIG", "SET", "maxmemory", "0")
+    await eventually(lambda: _takes(engine, "d"))
+
+
+@pytest.mark.parametrize("how", ["FLUSHALL", "restart"])
+async def test_an_emptied_server_raises_an_alarm(
+    server: RedisServer, start: Start, caplog: pytest.LogCaptureFixture, tmp_path: Path, how: str
+) -> None:
+    """A server that lost everything is noticed and said once by each connection, made anew with the groups, and gives
+    no position twice; publishing, pulling and reading go on."""
+    engine, other = await start(), await start()
+    for each in (engine, other):
+        await each.declare([GROUP])
+    await engine.register("k", b"v", 0)
+    [before] = await engine.publish([message("before")])
+    await other.settle([Done(delivery) for delivery in await other.pull("g", 5, 5.0)])
+    waiting = asyncio.create_task(other.pull("g", 5, 60.0))
+    with caplog.at_level(logging.ERROR, "tidings.engines.redis"):
+        if how == "FLUSHALL":
+            await server.ask("FLUSHALL")
+        else:
+            server.kill()
+            for path in sorted((tmp_path / "server").rglob("*"), reverse=True):
+                if "appendonly" in str(path) and path.is_file():
+                    path.unlink()
+            await server.start()
+        [after] = await engine.publish([message("after")])
+        assert [delivery.entry.body for delivery in await waiting] == [b"after"]
+    assert after.position > before.position
+    record = await other.recall("k")
+    assert record is not None
+    assert record.value == b"v"
+    assert [entry.body for entry in await other.read(["events.>"], 0, 10)] == [b"after"]
+    told = [record.getMessage() for record in caplog.records if "was emptied" in record.getMessage()]
+    assert 1 <= len(told) <= 2
+
+
+async def test_who_only_looks_makes_nothing(server: RedisServer, start: Start) -> None:
+    """Looking at a namespace that is not there is an error that names it, and leaves no key behind."""
+    with pytest.raises(NoNamespace, match="'shop'"):
+        await start(namespace="shop", mode="look")
+    assert await server.ask("DBSIZE") == b":0\r\n"
+    await start(namespace="shop")
+    looking = await start(namespace="shop", mode="look")
+    assert (await looking.stats()).messages == 0
+
+
+async def test_two_namespaces_share_a_server(start: Start) -> None:
+    """What one namespace stores, declares or writes down is no business of another one."""
+    one, two = await start(namespace="one"), await start(namespace="two")
+    await one.declare([GROUP])
+    await one.publish([message("a")])
+    await one.register("k", b"v", 0)
+    assert (await two.stats()).groups == {}
+    assert await two.read(["events.>"], 0, 10) == []
+    assert await two.recall("k") is None
+
+
+async def test_anybody_can_publish_with_one_call(server: RedisServer, start: Start) -> None:
+    """`FCALL tidings_publish` stores an event from any client, once for each id, and its headers arrive."""
+    engine = await start()
+    await engine.declare([GROUP])
+    call = ("FCALL", "tidings_publish", "1", "tidings")
+    assert await server.ask(*call, "events.a", '{"n": 1}') == b":1\r\n"
+    with_id = (*call, "events.a", '{"n": 2}', "id-2", json.dumps({"ce-id": "id-2"}))
+    assert await server.ask(*with_id) == await server.ask(*with_id) == b":2\r\n"
+    plain, told = await engine.pull("g", 5, 5.0)
+    assert (plain.entry.body, plain.entry.headers) == (b'{"n": 1}', {})
+    assert (told.entry.body, told.entry.headers) == (b'{"n": 2}', {"ce-id": "id-2"})
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("events.a",), "FCALL tidings_publish 1 NAMESPACE"),
+        (("other.a", "{}"), "none of the roots"),
+        (("events.*", "{}"), "no subject"),
+        (("events..a", "{}"), "no subject"),
+        (("events.a b", "{}"), "no subject"),
+        (("events.a", "{}", "", "[1]"), "headers"),
+        (("events.a", "{}", "", "{"), "headers"),
+        (("events.a", "{}", "", '{"a": 1}'), "headers"),
+        (("events.a", "x" * 1_100_000), "larger"),
+    ],
+)
+async def test_a_bad_call_stores_nothing(server: RedisServer, start: Start, words: tuple[str, ...], why: str) -> None:
+    """What a foreign publisher gets wrong is refused with a sentence that says what, and nothing is stored."""
+    engine = await start()
+    answer = await server.ask("FCALL", "tidings_publish", "1", "tidings", *words)
+    assert answer.startswith(b"-TIDINGS_INVALID")
+    assert why in answer.decode()
+    assert b"script" not in answer
+    assert (await engine.stats()).messages == 0
+
+
+async def test_everybody_hears_plain_words(server: RedisServer, start: Start) -> None:
+    """What is said with headers arrives at other clients as the body alone, and at ours with the headers."""
+    engine = await start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"SUBSCRIBE channel21\r\n")
+    await reader.readuntil(b":1\r\n")
+    async with engine.listen(["channel21"]) as signals:
+        assert await engine.broadcast("channel21", b"ping", {"ce-source": "here"}) == 2
+        ours = await anext(signals)
+        await server.ask("PUBLISH", "channel21", "pong")
+        theirs = await anext(signals)
+    assert await reader.readexactly(40) == b"*3\r\n$7\r\nmessage\r\n$9\r\nchannel21\r\n$4\r\nping"
+    assert (getattr(ours, "body", b""), getattr(ours, "headers", {})) == (b"ping", {"ce-source": "here"})
+    assert (getattr(theirs, "body", b""), getattr(theirs, "headers", {})) == (b"pong", {})
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_long_log_is_handed_over_in_steps(start: Start) -> None:
+    """A group that comes late gets a log that is longer than one step, in order, and what is published meanwhile."""
+    engine, other = await start(), await start()
+    await engine.publish([message(str(number)) for number in range(2500)])
+    await asyncio.gather(engine.declare([GROUP]), other.publish([message("2500")]))
+    got: list[int] = []
+    while len(got) < 2501:
+        taken = await other.pull("g", 500, 5.0)
+        await other.settle([Done(delivery) for delivery in taken])
+        got += [int(delivery.entry.body) for delivery in taken]
+    assert got == list(range(2501))
+
+
+async def test_subjects_outside_the_roots_are_refused(start: Start) -> None:
+    """An event that nobody would store is refused; roots that a later process brings are added."""
+    engine = await start()
+    with pytest.raises(InvalidMessage, match="roots"):
+        await engine.publish([message("a", subject="orders.a")])
+    more = await start(roots=("orders.>",))
+    assert set(more.roots) == {"events.>", "orders.>"}
+    await more.publish([message("a", subject="orders.a")])
+
+
+async def test_nobody_there_is_said_in_time() -> None:
+    """Without a server `open` fails at once and names the address; so does the probe."""
+    engine = RedisEngine(Address("127.0.0.1", 1))
+    with pytest.raises(EngineUnavailable, match=r"redis://127\.0\.0\.1:1"):
+        await engine.open()
+    with pytest.raises(EngineUnavailable, match=r"redis://127\.0\.0\.1:1"):
+        await probe(Address("127.0.0.1", 1))
+
+
+async def test_a_wrong_password_is_said(server: RedisServer, start: Start) -> None:
+    """A password that the server does not take is an error that says so, without showing it."""
+    await server.ask("ACL", "SETUSER", "app", "on", ">right-one", "~*", "&*", "+@all")
+    with pytest.raises(EngineUnavailable, match=r"(?i)password") as caught:
+        await start(replace(server.address, user="app", password="wrong-one"))
+    assert "wrong-one" not in str(caught.value)
+    assert (await probe(server.address)).startswith("Valkey 9")
+
+
+async def test_an_answer_never_goes_to_another_question(server: RedisServer, start: Start) -> None:
+    """Callers that give up in the middle, over and over, leave every later answer with its own question."""
+    engine = await start()
+    await engine.publish([message(str(number)) for number in range(50)])
+    for turn in range(100):
+        giving_up = [asyncio.create_task(engine.read(["events.>"], place, 1)) for place in range(5)]
+        for _ in range(turn % 7):
+            await asyncio.sleep(0)
+        for task in giving_up:
+            task.cancel()
+        [entry] = await engine.read(["events.>"], turn % 50, 1)
+        assert entry.position == turn % 50 + 1
+        await asyncio.gather(*giving_up, return_exceptions=True)
+
+
+async def _takes(engine: RedisEngine, body: str) -> bool:
+    try:
+        await engine.publish([message(body)])
+    except (EngineUnavailable, StoreFull):
+        return False
+    return True
+
+
+def test_what_the_url_says() -> None:
+    """Schemes, ports, databases, namespaces and the durability option; passwords are never shown."""
+    from tidings.engines import mask, parse, redis_address
+
+    place = parse("rediss://user:p%40ss@shop.example/2/orders?durability=always")
+    address = redis_address(place)
+    assert (place.kind, place.namespace) == ("redis", "orders")
+    assert address == Address("shop.example", 6379, "user", "p@ss", tls=True, database=2, durability="always")
+    assert redis_address(parse("valkey://localhost:7000")) == Address("localhost", 7000)
+    assert parse("valkey://localhost:7000").namespace == "tidings"
+    assert parse("redis://localhost/shop", "other").namespace == "other"
+    assert "p%40ss" not in mask("rediss://user:p%40ss@shop.example/orders") + place.shown
+    for url in ("redis://", "redis://a,b/shop", "redis://a:x/shop", "redis://a/shop?durability=maybe", "redis://a?x=1"):
+        with pytest.raises(ConfigError):
+            parse(url)
