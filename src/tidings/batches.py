@@ -15,6 +15,7 @@ from .logs import message_context
 from .outage import Away, Outage
 from .outbox import Relay
 from .pace import Pace
+from .pool import Pool
 from .sharing import Work
 from .suspects import Floor
 from .together import Together
@@ -108,11 +109,11 @@ class Batches(Gathering):
         self.pace.clean(len(works))
 
 
-def runner_of(handling: Handling) -> type[Batches] | type[Together] | type[Each]:
+def runner_of(handling: Handling) -> type[Batches] | type[Together] | type[Pool] | type[Each]:
     """What suits the handler."""
     plan = handling.plan
     if plan.batched:
         return Batches
     if plan.units is not None and handling.handler.options.commit == "group" and plan.units.shares(plan.connection):
         return Together
-    return Each
+    return Each if plan.transactional or handling.handler.options.order else Pool

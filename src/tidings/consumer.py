@@ -51,7 +51,7 @@ class Consumer:
         """No more pulls; what the engine has buffered for us goes back at once."""
         if self._task is None:
             return
-        self._runner.stopping = True
+        self._runner.stop()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
@@ -72,13 +72,22 @@ class Consumer:
                 return room if tokens is None else min(tokens, room)
             await self._runner.one_ended()
 
+    async def _pull(self, room: int) -> list[Delivery]:
+        """As many as there is room for; more than can begin now only of what is there already."""
+        if not self._runner.ahead:
+            return await self.engine.pull(self.group, room, _PULL_WAIT)
+        deliveries = await self.engine.pull(self.group, room, 0.0)
+        if not deliveries:
+            self._runner.drained()
+        return deliveries
+
     async def _pull_all(self) -> None:
         pause = 0.1
         deliveries: list[Delivery] | None
         while True:
             room = await self._room()
             try:
-                deliveries = await self.engine.pull(self.group, room, _PULL_WAIT)
+                deliveries = await self._pull(room)
             except Closed:
                 return
             except TidingsError as error:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 from .engine import Delivery, Done, Outcome, Release
 from .errors import EngineError
 from .handling import Handling, LeaseLost, line_of
 from .hands import Receiver
-from .logs import message_context
+from .logs import name_message
 from .message import Message, identity
 from .outage import Away, Outage
 from .outbox import Relay
@@ -33,7 +34,8 @@ class Each:
         self.concurrency = handling.handler.options.concurrency or (1 if handling.plan.transactional else 16)
         self.running: dict[asyncio.Task[None], Collection[Delivery]] = {}
         self.stopping = False
-        """Whether a cancel means that the worker stops."""
+        self.ahead = 0
+        """How many of the room are more than can begin now: they are only for what waits already."""
         self._hands = hands
         self._relay = relay
         self._floor = floor
@@ -48,6 +50,13 @@ class Each:
         """Wait until one that runs now has ended."""
         self._one_ended.clear()
         await self._one_ended.wait()
+
+    def drained(self) -> None:
+        """There was nothing of what was to be taken `ahead`."""
+
+    def stop(self) -> None:
+        """Begin nothing more; a cancel means from now on that the worker stops."""
+        self.stopping = True
 
     def begin(self, deliveries: Sequence[Delivery]) -> None:
         """Take them in hand and run the handler on each, in a task of its own; returns at once."""
@@ -65,32 +74,40 @@ class Each:
             log.critical("the worker itself failed on a message; its lease brings it back", exc_info=error)
 
     async def _handle(self, delivery: Delivery, mark: int) -> None:
-        with message_context(
-            message_id=identity(delivery.entry, self.handling.namespace),
-            subject=delivery.entry.subject,
-            group=self.group,
-            attempt=delivery.attempts + 1,
-        ):
-            try:
-                message = self.handling.read(delivery)
-                if not isinstance(message, Message):
-                    self._hands.put(message)
-                elif is_suspect(delivery):
-                    await self._handle_alone(delivery, message, mark)
-                else:
-                    async with self._floor.shared():
-                        outcome = await self._outcome(delivery, message, mark)
-                    self._hands.put(outcome)
-            except asyncio.CancelledError:
-                # At once when the worker stops; a handler that cancels its own task must not come back in a hot loop.
-                self._hands.put(Release(delivery, delay=0.0 if self.stopping else 1.0))
-                raise
-            except LeaseLost:
-                log.warning("the lease ended before the handler did: nothing committed, somebody else has it")
-                self._hands.drop(delivery)
-            except BaseException:
-                self._hands.drop(delivery)
-                raise
+        """In a context of its own."""
+        name_message(partial(self._named, delivery))
+        try:
+            message = self.handling.read(delivery)
+            if not isinstance(message, Message):
+                self._hands.put(message)
+            elif is_suspect(delivery):
+                await self._handle_alone(delivery, message, mark)
+            else:
+                await self._floor.enter()
+                try:
+                    outcome = await self._outcome(delivery, message, mark)
+                finally:
+                    self._floor.leave()
+                self._hands.put(outcome)
+        except asyncio.CancelledError:
+            # At once when the worker stops; a handler that cancels its own task must not come back in a hot loop.
+            self._hands.put(Release(delivery, delay=0.0 if self.stopping else 1.0))
+            raise
+        except LeaseLost:
+            log.warning("the lease ended before the handler did: nothing committed, somebody else has it")
+            self._hands.drop(delivery)
+        except BaseException:
+            self._hands.drop(delivery)
+            raise
+
+    def _named(self, delivery: Delivery) -> dict[str, Any]:
+        """What log lines say of it."""
+        return {
+            "message_id": identity(delivery.entry, self.handling.namespace),
+            "subject": delivery.entry.subject,
+            "group": self.group,
+            "attempt": delivery.attempts + 1,
+        }
 
     async def _outcome(self, delivery: Delivery, message: Message[Any], mark: int) -> Outcome:
         try:

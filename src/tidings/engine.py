@@ -84,7 +84,7 @@ class Claim(msgspec.Struct, frozen=True):
         """Whether this claim hands the entry to its group."""
         if position < self.since or not matches(self.filter, subject):
             return False
-        return not any(s.since <= position <= s.upto and matches(s.filter, subject) for s in self.skip)
+        return not self.skip or not any(s.since <= position <= s.upto and matches(s.filter, subject) for s in self.skip)
 
 
 class Group(msgspec.Struct, frozen=True):

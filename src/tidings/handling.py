@@ -29,8 +29,9 @@ from .events import EventSpec, spec_of
 from .message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
 from .outage import Away, away
 from .publisher import Publisher
-from .registry import Handler, Plan, Provider
+from .registry import Handler, Parameter, Plan, Provider
 from .retry import Reject, RetryLater, RetryPolicy
+from .stepping import within
 from .threads import Threads
 from .unit import Deposed, InboxKey, Member, Shared, Unit, Units
 from .version import __version__
@@ -47,6 +48,7 @@ MOST_IN_BATCH: Final = 256
 COMMIT_LIMIT: Final = 30.0
 """Seconds for a database to answer what is asked of it besides the handler's own statements."""
 _MOST_TRACEBACK = 8_000
+_READERS = 10_000
 _HOST = socket.gethostname()
 _threads = Threads()  # of plain handlers without a transaction
 
@@ -80,11 +82,13 @@ class Handling:
         """Of an ordered group: name and epoch under which this worker is the active one in the database."""
         self._readers: dict[str, tuple[EventSpec | None, Codec]] = {}
         self._patience = Patience(self.clock, patience)
+        self._provided = [parameter for parameter in plan.parameters if parameter.kind == "provided"]
+        self._at_hand = [parameter for parameter in plan.parameters if parameter.kind != "provided"]
 
     def read(self, delivery: Delivery) -> Message[Any] | Outcome:
         """The message for the handler, or what becomes of a delivery that no handler here is to see."""
         entry = delivery.entry
-        if not self.handler.listens_to(entry.subject):
+        if entry.subject not in self._readers and not self.handler.listens_to(entry.subject):
             # The group's claims are wider than this version's filters: a newer or older one of us handles it.
             return Release(delivery, delay=AGAIN)
         over = None if delivery.replay else expiry(entry.headers)
@@ -100,23 +104,26 @@ class Handling:
             return Dead(delivery, reason, self._failure(error, with_traceback=False))
 
     async def handle(self, delivery: Delivery, message: Message[Any]) -> tuple[Outcome, list[Outgoing]]:
-        """Run the handler; returns what becomes of the delivery and what it staged for sending after its commit.
+        """Run the handler; returns what becomes of the delivery and what it staged for sending after its commit. To be
+        called in a task or context of its own for each message.
 
         Raises only `LeaseLost`, `Away` and `CancelledError`; then nothing was committed, unless the commit itself was
         cut off: then the inbox knows at the next delivery.
         """
-        with being_handled(message, self.plan.transactional):
-            try:
-                return Done(delivery), await self._run(delivery, message)
-            except LeaseLost:
+        # What the handler publishes is caused by the message. The context is the message's own.
+        current_message.set(message)
+        in_transaction.set(self.plan.transactional)
+        try:
+            return Done(delivery), await self._run(delivery, message)
+        except LeaseLost:
+            raise
+        except asyncio.CancelledError as error:
+            if is_stopping():
                 raise
-            except asyncio.CancelledError as error:
-                if is_stopping():
-                    raise
-                return self.judged(delivery, error), []
-            except (Exception, SystemExit) as error:
-                # An exit let out would end the event loop and leave a process that lives and does nothing.
-                return self.judged(delivery, error), []
+            return self.judged(delivery, error), []
+        except (Exception, SystemExit) as error:
+            # An exit let out would end the event loop and leave a process that lives and does nothing.
+            return self.judged(delivery, error), []
 
     def decode(self, delivery: Delivery) -> Message[Any]:
         """The message with its data as the handler's type; raises `DecodeError`."""
@@ -124,6 +131,8 @@ class Handling:
         id = identity(entry, self.namespace)
         reader = self._readers.get(entry.subject)
         if reader is None:
+            if len(self._readers) >= _READERS:
+                self._readers.clear()
             reader = self._readers[entry.subject] = self._reader(entry.subject)
         spec, codec = reader
         body = entry.body if spec is None else self.publisher.registry.upcasters.current(entry, spec)
@@ -157,9 +166,9 @@ class Handling:
     async def _run(self, delivery: Delivery, message: Message[Any]) -> list[Outgoing]:
         units = self.plan.units
         if units is None:
-            async with time_limit(self.clock, self.limit):
-                result = await self.run(message, None)
-            await self.publisher.send(self.follow_ups(result, message))
+            result = await within(self.clock, self.limit, self.run(message, None), self._late)
+            if result is not None:
+                await self.publisher.send(self.follow_ups(result, message))
             return []
         for rerun in range(1, RERUNS + 1):
             try:
@@ -170,6 +179,9 @@ class Handling:
                 log.info("lost against another transaction, runs again (%d of %d): %s", rerun, RERUNS, line_of(error))
             await self.clock.sleep(random.uniform(0.0, 0.01 * 2**rerun))  # noqa: S311
         return await self._transact(units, delivery, message)
+
+    def _late(self) -> TimeUp:
+        return _late(self.limit)
 
     async def _transact(self, units: Units, delivery: Delivery, message: Message[Any]) -> list[Outgoing]:
         async with units.begin(self.plan.connection) as unit:
@@ -222,19 +234,15 @@ class Handling:
             )
 
     async def _call(self, given: Message[Any] | Batch[Any], unit: Unit | Member | None) -> Any:
-        async with AsyncExitStack() as stack:
-            arguments: dict[str, Any] = {}
-            for parameter in self.plan.parameters:
-                if parameter.kind == "event":
-                    arguments[parameter.name] = given.data if isinstance(given, Message) else given
-                elif parameter.kind in ("message", "batch"):
-                    arguments[parameter.name] = given
-                elif parameter.kind == "connection":
-                    arguments[parameter.name] = unit.connection if unit else None
-                else:
+        arguments = {parameter.name: _argument(parameter, given, unit) for parameter in self._at_hand}
+        if not self._provided and self.plan.is_async:
+            result = await self.handler.function(**arguments)
+        else:
+            async with AsyncExitStack() as stack:
+                for parameter in self._provided:
                     provider = self.publisher.registry.providers[parameter.type]
                     arguments[parameter.name] = await provided(provider, stack)
-            result = await call(self.handler.function, arguments, self.plan.is_async, unit)
+                result = await call(self.handler.function, arguments, self.plan.is_async, unit)
         failpoints.here("handler.returned")
         return result
 
@@ -311,6 +319,14 @@ def inbox_key(message: Message[Any]) -> InboxKey:
     return InboxKey(message.group, message.subject, id)
 
 
+def _argument(parameter: Parameter, given: Message[Any] | Batch[Any], unit: Unit | Member | None) -> Any:
+    if parameter.kind == "event":
+        return given.data if isinstance(given, Message) else given
+    if parameter.kind == "connection":
+        return unit.connection if unit else None
+    return given
+
+
 class TimeUp(TimeoutError):
     """The handler's time limit, told apart from a `TimeoutError` of the handler's own."""
 
@@ -376,6 +392,10 @@ def line_of(error: BaseException) -> str:
     return f"{error_name(error)}: {error_text(error)}".splitlines()[0][:300]
 
 
+def _late(seconds: float) -> TimeUp:
+    return TimeUp(f"the handler was still running after {seconds:g} s and was cancelled")
+
+
 @asynccontextmanager
 async def time_limit(clock: Clock, seconds: float) -> AsyncIterator[None]:
     """Cancel what runs inside after the time; raises `TimeUp`."""
@@ -385,7 +405,7 @@ async def time_limit(clock: Clock, seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         if scope is not None and scope.expired():
-            raise TimeUp(f"the handler was still running after {seconds:g} s and was cancelled") from None
+            raise _late(seconds) from None
         raise
 
 

@@ -71,10 +71,13 @@ class Hands:
         """Give up a delivery without an outcome: its lease brings it back."""
         self.held.pop(id(delivery), None)
         self._resting.discard(id(delivery))
-        if (waiting := self._waiting.pop(id(delivery), None)) is not None:
-            waiting.set()
+        self._tell(delivery)
         if not self.held:
             self._empty.set()
+
+    def _tell(self, delivery: Delivery) -> None:
+        if (waiting := self._waiting.pop(id(delivery), None)) is not None:
+            waiting.set()
 
     def put(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)
@@ -90,13 +93,16 @@ class Hands:
         await self._empty.wait()
 
     async def keep_leases(self, lease: float) -> None:
-        """Renew every third of the lease, so that two renewals may fail before it ends."""
+        """Renew every third of the lease, so that two renewals may fail before it ends. What has just come can wait:
+        so quick handlers pay nothing."""
         while True:
             await self.clock.sleep(lease / 3)
-            if not self.held:
+            late = self.clock.monotonic() + lease * 3 / 4
+            old = [delivery for delivery in self.held.values() if delivery.deadline < late]
+            if not old:
                 continue
             try:
-                await self.engine.extend(list(self.held.values()))
+                await self.engine.extend(old)
             except EngineError as error:
                 log.warning("leases could not be renewed: %s", error)
             except Exception:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-_fields: ContextVar[dict[str, Any]] = ContextVar("tidings_log_fields", default={})  # noqa: B039  (never changed in place)
+_NONE: dict[str, Any] = {}
+_fields: ContextVar[Callable[[], dict[str, Any]]] = ContextVar("tidings_log_fields", default=_NONE.copy)
 
 _SHORT = {"message_id": "id"}
 
@@ -23,18 +24,23 @@ _SHORT = {"message_id": "id"}
 @contextmanager
 def message_context(**fields: Any) -> Iterator[None]:
     """Log lines written inside carry these fields, also those of the handler's own loggers."""
-    token = _fields.set({**_fields.get(), **fields})
+    token = _fields.set({**_fields.get()(), **fields}.copy)
     try:
         yield
     finally:
         _fields.reset(token)
 
 
+def name_message(fields: Callable[[], dict[str, Any]]) -> None:
+    """From now on log lines of this context carry these fields, which are asked for when a line is written."""
+    _fields.set(fields)
+
+
 class Fields(logging.Filter):
     """Puts the fields on every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.tidings = _fields.get()
+        record.tidings = _fields.get()()
         return True
 
 

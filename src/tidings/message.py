@@ -44,7 +44,7 @@ class Message(Generic[T]):
     registered with, or, behind a filter such as `events.todo.>`, plain JSON values.
     """
 
-    __slots__ = ("_headers", "attempt", "body", "data", "group", "id", "position", "replay", "subject", "time")
+    __slots__ = ("_entry", "_headers", "attempt", "data", "group", "id", "replay", "subject")
 
     def __init__(
         self, entry: Entry, data: T, *, id: str, group: str = "", attempt: int = 1, replay: str | None = None
@@ -53,18 +53,28 @@ class Message(Generic[T]):
         """Stable over retries, redeliveries and redrives: the idempotency key for effects outside the database."""
         self.subject = entry.subject
         self.data = data
-        self.body = entry.body
-        """The raw bytes."""
-        self.time = datetime.fromtimestamp(entry.time, UTC)
-        """When the engine stored it."""
-        self.position = entry.position
-        """Its place in the log."""
         self.group = group
         self.attempt = attempt
         """1 for the first try; redeliveries after a crash do not count."""
         self.replay = replay
         """The id of the replay (`tidings replay`) that brought it again, or None."""
+        self._entry = entry
         self._headers = entry.headers
+
+    @property
+    def body(self) -> bytes:
+        """The raw bytes."""
+        return self._entry.body
+
+    @property
+    def time(self) -> datetime:
+        """When the engine stored it."""
+        return datetime.fromtimestamp(self._entry.time, UTC)
+
+    @property
+    def position(self) -> int:
+        """Its place in the log."""
+        return self._entry.position
 
     @property
     def headers(self) -> dict[str, str]:

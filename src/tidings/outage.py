@@ -83,6 +83,9 @@ class Outage:
 
     def handled(self, delivery: Delivery, mark: int) -> None:
         """What the message needed was there."""
+        if not self._in_a_row and not self._failed:
+            self._proof = max(self._proof, mark)
+            return
         self._failed.pop(delivery.entry.position, None)
         self._proof = max(self._proof, mark)
         self._in_a_row = 0

@@ -50,7 +50,6 @@ class Floor:
         self._suspects = 0
         self._turn = asyncio.Lock()
         self._empty = asyncio.Event()
-        self._empty.set()
         self._open = asyncio.Event()
         self._open.set()
 
@@ -61,16 +60,22 @@ class Floor:
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
         """Run beside others."""
-        while self._suspects:
-            await self._open.wait()
-        self._running += 1
-        self._empty.clear()
+        await self.enter()
         try:
             yield
         finally:
-            self._running -= 1
-            if not self._running:
-                self._empty.set()
+            self.leave()
+
+    async def enter(self) -> None:
+        """`shared` in two words, for those who do it for every message; each is followed by a `leave`."""
+        while self._suspects:
+            await self._open.wait()
+        self._running += 1
+
+    def leave(self) -> None:
+        self._running -= 1
+        if not self._running and self._suspects:
+            self._empty.set()
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -79,7 +84,9 @@ class Floor:
         self._open.clear()
         try:
             async with self._turn:
-                await self._empty.wait()
+                while self._running:
+                    self._empty.clear()
+                    await self._empty.wait()
                 yield
         finally:
             self._suspects -= 1

@@ -96,7 +96,10 @@ class Upcasters:
 
 def version_of(entry: Entry, spec: EventSpec) -> int:
     """The version that the entry's type says; the class's own for a type that is not of our making, or none."""
-    name = _type(entry)
+    given = entry.headers.get(TYPE, "")
+    if given == spec.ce_type:
+        return spec.version
+    name = decode_header(given)
     if name == spec.subject:
         return 1
     match = re.fullmatch(re.escape(spec.subject) + r"\.v(\d{1,9})", name, re.ASCII)

@@ -259,18 +259,20 @@ class NatsPy:
         self._closed.set()
 
     def _receive(self, number: int, subject: str, reply: str, headers: bytes, body: bytes) -> None:
-        if (on_frame := self._receivers.get(number)) is not None:
-            self._hand_on(on_frame, Frame(subject, reply, Block(headers) if headers else None, body))
+        if (on_frame := self._receivers.get(number)) is None:
+            return
+        try:
+            on_frame(Frame(subject, reply, Block(headers) if headers else None, body))
+        except Exception:  # nats-py's reader would end with it
+            log.exception("a message on %s could not be taken in", subject)
 
     def _receive_parsed(self, *, subject: str, reply: str, data: bytes, headers: Any, _sid: int, **_: object) -> None:
-        if (on_frame := self._receivers.get(_sid)) is not None:
-            self._hand_on(on_frame, Frame(subject, reply, headers, data))
-
-    def _hand_on(self, on_frame: OnFrame, frame: Frame) -> None:
+        if (on_frame := self._receivers.get(_sid)) is None:
+            return
         try:
-            on_frame(frame)
-        except Exception:  # nats-py's reader would end with it
-            log.exception("a message on %s could not be taken in", frame.subject)
+            on_frame(Frame(subject, reply, headers, data))
+        except Exception:
+            log.exception("a message on %s could not be taken in", subject)
 
     def _user(self) -> str:
         # Asked for by nats-py before the login is sent: the last moment to keep a password off a plain connection.

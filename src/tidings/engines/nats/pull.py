@@ -298,10 +298,8 @@ class Puller:
         assert self._shape is not None
         now = self._clock.monotonic()
         deadline = now + self._shape.lease * SAFE
-        delivery = Delivery(
-            entry, self._group, deliveries, 0, deadline, token, replay=token.replay, dropped=token.dropped
-        )
-        held = self._held.get(_key(delivery))
+        delivery = Delivery(entry, self._group, deliveries, 0, deadline, token, 0, token.replay, token.dropped)
+        held = self._held.get((token.inbox, entry.position))
         if held is not None and held[0].deadline > now:
             # A server that was killed has forgotten that it had handed this out: it is still in our hands.
             held[0].token.reply, held[0].deadline = token.reply, delivery.deadline
