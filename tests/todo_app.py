@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy import text
 
 WITHIN = 20.0
 
@@ -178,3 +179,21 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+POISON = """
+CREATE TRIGGER poison BEFORE INSERT ON todo_items WHEN NEW.item LIKE 'poison%'
+BEGIN SELECT RAISE(ABORT, 'secret'); END
+"""
+
+
+@asynccontextmanager
+async def poisoned(app: Todo) -> AsyncIterator[None]:
+    """While it is entered the database takes no item that begins with `poison`."""
+    async with app.database.engine.begin() as db:
+        await db.execute(text(POISON))
+    try:
+        yield
+    finally:
+        async with app.database.engine.begin() as db:
+            await db.execute(text("DROP TRIGGER poison"))

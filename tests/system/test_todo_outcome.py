@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
 
-from todo_app import Stream, Todo, add, eventually, listed, pushed, running
-
-POISON = """
-CREATE TRIGGER poison BEFORE INSERT ON todo_items WHEN NEW.item LIKE 'poison%'
-BEGIN SELECT RAISE(ABORT, 'secret'); END
-"""
-
-
-@asynccontextmanager
-async def poisoned(app: Todo) -> AsyncIterator[None]:
-    """While it is entered the database takes no item that begins with `poison`."""
-    async with app.database.engine.begin() as db:
-        await db.execute(text(POISON))
-    try:
-        yield
-    finally:
-        async with app.database.engine.begin() as db:
-            await db.execute(text("DROP TRIGGER poison"))
+from todo_app import Stream, add, eventually, listed, poisoned, pushed, running
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page, Request, Route, async_playwright, expect
 
-from todo_app import add, eventually, free_port, listed, running, served, todo
+from todo_app import add, eventually, free_port, listed, poisoned, running, served, todo
 
 pytestmark = pytest.mark.browser
 
@@ -423,3 +423,85 @@ async def test_a_hidden_window_holds_no_stream_and_catches_up(tmp_path: Path, ch
         await page.evaluate(HIDE, False)
         await shows(page, "milk")
         assert await stayed(page)
+
+
+async def test_a_poisoned_item_turns_red_and_green_after_a_redrive(
+    tmp_path: Path, chromium: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row says that it failed, by which handler and why, in every browser and after a reload; put back, it is saved
+    without a reload, and its neighbours were never held up."""
+    monkeypatch.setenv("TIDINGS_RETRY", "attempts=2,first=0.1,most=0.1")
+    async with running(tmp_path) as (app, client), browser(chromium) as started:
+        url = str(client.base_url).rstrip("/")
+        one, other = [Visitor(await started.new_context(), url) for _ in range(2)]
+        page, elsewhere = await one.open(), await other.open()
+        async with poisoned(app):
+            await write(page, "poison")
+            await eventually(lambda: app.bus.engine.dead_letters("save-handler"))
+        await write(page, "milk")
+        pages = [page, elsewhere, await other.open()]
+        for each in pages:
+            await expect(row(each, "milk")).to_have_attribute("data-state", "saved", timeout=20_000)
+            await expect(row(each, "poison")).to_have_attribute("data-state", "failed", timeout=20_000)
+            await expect(row(each, "poison").locator(".state")).to_have_text("Not saved")
+            why = row(each, "poison").locator(".why")
+            await expect(why).to_contain_text("save-handler: the handler failed 2 times, at last with IntegrityError")
+            assert "please" not in str(await why.text_content())
+            assert await why.evaluate("it => getComputedStyle(it).color") != await each.evaluate(
+                "getComputedStyle(document.body).color"
+            )
+        await elsewhere.reload()
+        await expect(row(elsewhere, "poison")).to_have_attribute("data-state", "failed", timeout=20_000)
+        assert await app.bus.engine.redrive(await app.bus.engine.dead_letters("save-handler")) == 1
+        for each in pages:
+            await expect(row(each, "poison")).to_have_attribute("data-state", "saved", timeout=20_000)
+            await expect(row(each, "poison").locator(".why")).to_be_hidden()
+            await expect(each.locator("#items > li")).to_have_count(2)
+        assert await stayed(page)
+        assert one.problems == []
+
+
+async def test_two_browsers_see_the_same_at_any_moment(tmp_path: Path, chromium: str) -> None:
+    """An item waits in both browsers, and in one that is reloaded meanwhile, and is saved in all of them."""
+    async with running(tmp_path, workers=False) as (app, client), browser(chromium) as started:
+        url = str(client.base_url).rstrip("/")
+        page, other = [await Visitor(await started.new_context(), url).open() for _ in range(2)]
+        await write(page, "milk")
+        for each in (page, other):
+            await expect(row(each, "milk").locator(".state")).to_have_text("Queued", timeout=20_000)
+        await page.reload()
+        await expect(row(page, "milk").locator(".state")).to_have_text("Queued", timeout=20_000)
+        await app.bus.work()
+        for each in (page, other):
+            await shows(each, "milk")
+
+
+async def test_a_browser_that_was_offline_catches_up(
+    tmp_path: Path, chromium: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off, a page shows that; connected again it has what was saved, changed and given up meanwhile."""
+    monkeypatch.setenv("TIDINGS_RETRY", "attempts=1")
+    async with running(tmp_path) as (app, client), browser(chromium) as started:
+        v = Visitor(await started.new_context(), str(client.base_url).rstrip("/"))
+        page = await v.open()
+        await write(page, "before")
+        await shows(page, "before")
+        await v.context.set_offline(True)
+        await page.evaluate("dispatchEvent(new Event('online'))")  # cuts the stream, as the loss of the network would
+        await expect(page.locator("#connection")).to_have_text("Reconnecting", timeout=20_000)
+        async with poisoned(app):
+            for item in ("poison", "bread", "butter"):
+                await add(client, item)
+            await eventually(lambda: app.bus.engine.dead_letters("save-handler"))
+        await eventually(lambda: three(client))
+        await v.context.set_offline(False)
+        await expect(page.locator("#connection")).to_have_text("Live", timeout=60_000)
+        await expect(row(page, "poison")).to_have_attribute("data-state", "failed", timeout=20_000)
+        for item in ("before", "bread", "butter"):
+            await expect(row(page, item)).to_have_attribute("data-state", "saved", timeout=20_000)
+        await expect(page.locator("#items > li")).to_have_count(4)
+        assert await stayed(page)
+
+
+async def three(client: httpx.AsyncClient) -> bool:
+    return len(await listed(client)) == 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -321,3 +322,35 @@ async def test_the_page_on_push_shows_what_works(monkeypatch: pytest.MonkeyPatch
             assert (await events.next()).data["data"] == {"customer": "ada"}
         assert refused.status_code == 202
         assert (await client.get(f"/orders/{refused.json()['id']}")).json() == {"state": "dead"}
+
+
+class Large(tidings.Event, subject="events.note.large"):
+    text: str
+
+
+async def test_a_frozen_browser_is_dropped_and_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that stays connected and takes nothing is cut off after the time to send, its place is free again, nothing
+    has queued up for it, and its neighbour has had everything."""
+    monkeypatch.setattr(endpoint, "SEND_TIMEOUT", 0.5)
+    bus = tidings.Bus("notes", url="memory:")
+    application = bus.push(Large)
+    app = Starlette(routes=[Mount("/push", application)], lifespan=bus.lifespan)
+    async with served(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
+        frozen = socket.create_connection((client.base_url.host, client.base_url.port))
+        frozen.sendall(b"GET /push/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with client.stream("GET", "/push/") as response:
+            neighbour = Stream(response)
+            await neighbour.next()
+            await eventually(lambda: len(application._crowd) == 2)
+            for number in range(100):
+                await bus.publish(Large(text=f"{number} " + 200_000 * "x"))
+                assert (await neighbour.next()).data["data"]["text"].startswith(f"{number} ")
+            await eventually(lambda: len(application._crowd) == 1)
+        frozen.setblocking(True)  # it wakes up: what was under way is there, and then the end, not the rest
+        frozen.settimeout(10)
+        taken = 0
+        with suppress(ConnectionResetError):
+            while part := frozen.recv(1 << 20):
+                taken += len(part)
+        frozen.close()
+    assert taken < 100 * 200_000

@@ -6,10 +6,11 @@ import asyncio
 import inspect
 import logging
 import random
+import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..engine import Entry, Lagged
 from ..errors import DecodeError, EngineError, MissingExtra
@@ -21,6 +22,7 @@ from .crowd import Crowd, Full
 from .frames import event_frame, event_id, frame, is_number, outcome_frame, position_of
 
 if TYPE_CHECKING:
+    import anyio
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -36,6 +38,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 HEARTBEAT: Final = 15  # seconds
 SEND_TIMEOUT: Final = 20.0  # seconds a frozen browser may block a write
+GRACE: Final = 1.0  # seconds a stream may take to end when the server stops
 LIFETIME: Final = (240.0, 300.0)  # seconds after which a stream ends, for the browser to come and be judged again
 RETRY: Final = (500, 1500)  # milliseconds a browser waits before it reconnects: spread, so that not all come at once
 MOST: Final = 2000  # streams of one process
@@ -111,6 +114,8 @@ class Push:
                         frames,
                         ping=HEARTBEAT,
                         send_timeout=SEND_TIMEOUT,
+                        shutdown_event=cast("anyio.Event", _Leaving(reader)),
+                        shutdown_grace_period=GRACE,
                         headers={**_NO_STORE, "X-Accel-Buffering": "no"},
                     )
                     await response(scope, receive, send)
@@ -124,6 +129,7 @@ class Push:
             )
         except TimeoutError:
             log.info("a browser that took nothing for %g s was disconnected", SEND_TIMEOUT)
+            hang_up(scope)
 
     async def _frames(self, hub: Hub, reader: Reader, oldest: int, request: Request) -> AsyncGenerator[bytes, None]:
         given = last_event_id(request)
@@ -239,6 +245,23 @@ class Push:
 
     async def _hidden(self, hub: Hub, root: Entry, request: Request) -> bool:
         return self._visible is not None and await self._event(hub, root, request) is None
+
+
+class _Leaving:
+    """What is set when the server stops: the stream then ends as if it was complete, and no server complains."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.set = reader.end
+
+
+def hang_up(scope: Scope) -> None:
+    """Cut the connection of a browser that reads nothing any more. Closed in good order it would stay for as long as
+    its last bytes wait to be taken; ASGI has no word for that, so it is asked of uvicorn, if that is what serves."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    state = getattr(server, "server_state", None)
+    for connection in list(getattr(state, "connections", ())):
+        if getattr(connection, "client", None) == scope.get("client") and connection.transport is not None:
+            connection.transport.abort()
 
 
 def leaf(scope: Scope) -> str:
