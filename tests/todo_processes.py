@@ -30,23 +30,28 @@ class System:
             "TIDINGS_URL": f"embedded:{data}",
         }
 
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+    async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
         with (self.data / "output").open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *arguments, env=self._environment, stdout=output, stderr=output
+                sys.executable,
+                "-m",
+                *arguments,
+                env={**self._environment, **environment},
+                stdout=output,
+                stderr=output,
             )
         self._processes.append(process)
         return process
 
-    async def web(self, port: int) -> asyncio.subprocess.Process:
+    async def web(self, port: int, **environment: str) -> asyncio.subprocess.Process:
         """A web process that is ready."""
-        process = await self.start("uvicorn", "todo.web:app", "--port", str(port))
+        process = await self.start("uvicorn", "todo.web:app", "--port", str(port), **environment)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=WITHIN) as client:
             await eventually(lambda: is_ready(client), within=40)
         return process
 
-    async def workers(self) -> asyncio.subprocess.Process:
-        return await self.start("tidings", "run", "todo.handlers:bus")
+    async def workers(self, **environment: str) -> asyncio.subprocess.Process:
+        return await self.start("tidings", "run", "todo.handlers:bus", **environment)
 
     def broker(self) -> psutil.Process:
         """The process of nats-server."""

@@ -1,6 +1,6 @@
 """Finds what keeps a system from working, and names for each thing the act that mends it. Starts and changes nothing.
 
-installation   the program nats-server, its version
+installation   the program nats-server, its version, how many files a process may open
 folder         writable, room on the disk (embedded)
 engine         does it answer
 messages       groups without workers, dead letters, unclaimed events
@@ -10,6 +10,7 @@ database       does it answer, are the tables there, what is stuck in the outbox
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import sys
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _LITTLE: Final = 10 * MIN_FREE
 _STUCK: Final = 60.0  # seconds after which a row in the outbox has been forgotten by the process that wrote it
 _FULL: Final = 0.9  # part of the room for publishers above which it is told
+_BROWSERS: Final = 1000  # that one web process should have room for
+_OTHER_FILES: Final = 100  # that it has open besides
 _PYTHON: Final = (3, 11)
 
 
@@ -50,7 +53,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 async def examine(url: str, namespace: str, database_url: str | None, ports: Sequence[int] = ()) -> list[Finding]:
     """Look at everything; a part that cannot be looked at is a finding, never an error."""
-    found = [_python(), *(_port(port) for port in ports)]
+    found = [_python(), *_files(), *(_port(port) for port in ports)]
     try:
         place = engines.parse(url, namespace)
     except TidingsError as error:
@@ -70,6 +73,19 @@ def _python() -> Finding:
     if sys.version_info < _PYTHON:
         return Finding("python", "fail", version, "Use Python 3.11 or newer.")
     return Finding("python", "ok", version)
+
+
+def _files() -> list[Finding]:
+    """Every browser that is pushed to is an open file of the web process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _BROWSERS + _OTHER_FILES:
+        return []
+    text = f"{soft:,} open files: a web process pushes to {max(0, soft - _OTHER_FILES):,} browsers at most"
+    if hard == resource.RLIM_INFINITY or hard >= _BROWSERS + _OTHER_FILES:
+        mend = f"Before it starts: ulimit -n {_BROWSERS + _OTHER_FILES}. (`tidings up` and `tidings demo` do it.)"
+    else:
+        mend = "Raise the limit of its service: LimitNOFILE= for systemd, --ulimit nofile= for a container."
+    return [Finding("open files", "warn", text, mend)]
 
 
 def _port(port: int) -> Finding:

@@ -49,7 +49,7 @@ class SessionOutbox:
         message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at, expires=expires)
         outbox = running.relay_of(self._session).units.outbox(self._session)
         await outbox.stage([message], self._look_soon(running, message))
-        return Receipt(message.id, message.subject)
+        return Receipt(message.id, message.subject, waiting=running.publisher.waiting)
 
     def publish_sync(self, what: Any, body: Any = None, *, timeout: float = 30.0, **options: Any) -> Receipt:
         """`publish` for a sync session, in the thread that uses it; takes the same options and raises the same errors.
@@ -61,7 +61,7 @@ class SessionOutbox:
         message = running.publisher.compose(what, body, **options)
         outbox = running.relay_of(self._session).units.outbox(self._session)
         outbox.stage_sync([message], self._look_soon(running, message))
-        return Receipt(message.id, message.subject)
+        return Receipt(message.id, message.subject, waiting=running.publisher.waiting)
 
     def _look_soon(self, running: Running, message: Outgoing) -> Callable[[], None]:
         relay = running.relay_of(self._session)

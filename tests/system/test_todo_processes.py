@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import httpx
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from todo_app import add, eventually, free_port, listed, pushed
+from tidings import embedded
+from todo_app import POISON, add, eventually, free_port, listed, pushed
 from todo_processes import client_of, has, kill, system
 
 
@@ -36,6 +38,39 @@ async def test_a_killed_web_process_costs_no_browser_an_event(tmp_path: Path) ->
                 assert (await stream.next()).data == {"resumed": True}
                 events = [await stream.next() for _ in missed]
                 assert [event.data["data"]["item"] for event in events] == missed
+
+
+async def test_a_web_process_that_may_only_publish_serves_it_all(tmp_path: Path) -> None:
+    """With the broker's user that cannot erase anything a web process adds, waits, pushes what is saved and what has
+    failed, and tells outcomes; failures of another process's workers reach its browsers."""
+    port = free_port()
+    async with system(tmp_path) as s, client_of(port) as client:
+        await s.workers(TIDINGS_RETRY="attempts=1")
+        await eventually(lambda: located(tmp_path), within=40)
+        await s.web(port, TIDINGS_URL=located(tmp_path))
+        async with pushed(client) as stream:
+            await stream.next()
+            saved = await client.post("/todo", json={"item": "milk"}, headers={"Prefer": "wait=10"})
+            assert (saved.status_code, saved.json()["item"]["item"]) == (200, "milk")
+            assert (await stream.next()).data["correlation"] == saved.json()["id"]
+            with sqlite3.connect(tmp_path / "todo.sqlite3") as db:
+                db.execute(POISON)
+            sent = await client.post("/todo", json={"item": "poison"}, headers={"Prefer": "wait=10"})
+            assert sent.status_code == 202
+            failed = await stream.next()
+            assert (failed.name, failed.data["correlation"]) == ("outcome", sent.json()["id"])
+            assert (await client.get(sent.headers["location"])).json()["state"] == "dead"
+            [pending] = (await client.get("/todo/pending")).json()
+            assert (pending["item"], pending["state"]) == ("poison", "dead")
+            asked = await client.get("/push/outcome", params={"id": pending["id"], "position": pending["position"]})
+            assert asked.json()["reason"] == "handler_error"
+
+
+def located(data: Path) -> str:
+    """The URL of the broker, for the user that may publish and read; empty while there is none."""
+    address = embedded.locate(data)
+    assert address is None or address.user == "publish"
+    return "" if address is None else address.url
 
 
 async def test_a_silent_broker_is_unknown_and_a_repeat_adds_once(tmp_path: Path) -> None:
@@ -84,7 +119,7 @@ async def test_an_open_page_survives_a_killed_web_process(tmp_path: Path, chromi
             await eventually(lambda: has(client, "missed"))
             await s.web(one)
             await expect(page.locator("#items > li[data-state=saved]")).to_have_count(2, timeout=20_000)
-            assert await page.locator("#items .text").all_text_contents() == ["missed", "written meanwhile"]
+            assert await page.locator("#items .text").all_text_contents() == ["written meanwhile", "missed"]
             # Resumed, not loaded again.
             assert len(loads) == 1
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import sqlite3
@@ -49,6 +50,20 @@ async def test_a_program_that_is_too_old(tmp_path: Path, monkeypatch: pytest.Mon
     assert finding.state == "fail"
     assert "2.9.1" in finding.text
     assert "pip install" in finding.mend
+
+
+async def test_few_open_files(tmp_path: Path) -> None:
+    """A limit that leaves no room for a thousand browsers is told, with how many there would be; a larger one not."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+        finding = await found(tmp_path, "open files")
+        assert (finding.state, "500 browsers" in finding.text) == ("warn", True)
+        assert finding.mend
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1100, before[1]))
+        assert "open files" not in {each.subject for each in await examine(f"embedded:{tmp_path}", "", None)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_a_port_that_is_taken(tmp_path: Path) -> None:

@@ -94,8 +94,7 @@ function show(items, limit = PAGE) {
     if (saved.has(id)) continue;
     const row = newRow(item, "saved");
     date(row, new Date(date_added));
-    saved.set(id, row);
-    at("items").append(row);
+    insert(row, id);
   }
   at("more").hidden = items.length < limit;
   count();
@@ -140,24 +139,28 @@ at("more").addEventListener("click", () => {
 // ---- what handlers have done
 
 function itemSaved({ correlation, time, data: { id, item } }) {
-  const row = pending.get(correlation);
+  const waited = pending.get(correlation);
   if (saved.has(id)) {
     forget(correlation);
-  } else if (row) {
+  } else {
+    const row = waited ?? newRow(item, "saved");
+    if (!waited) date(row, new Date(time));
     pending.delete(correlation);
-    saved.set(id, row);
     row.querySelector(".why").hidden = true;
     mark(row, "saved");
+    insert(row, id);
     animate(row, "touched");
-  } else {
-    const arrived = newRow(item, "saved");
-    date(arrived, new Date(time));
-    saved.set(id, arrived);
-    at("items").prepend(arrived);
-    animate(arrived, "touched");
   }
-  at("spoken").textContent = row ? `Saved: ${item}` : `New item: ${item}`;
+  at("spoken").textContent = waited ? `Saved: ${item}` : `New item: ${item}`;
   count();
+}
+
+/** Put a saved row where it stands after a reload too: newest first, below those that wait. */
+function insert(row, id) {
+  saved.set(id, row);
+  row.dataset.id = id;
+  const older = [...at("items").children].find((other) => other !== row && Number(other.dataset.id) < id);
+  at("items").insertBefore(row, older ?? null);
 }
 
 function itemMutated({ data: { id, item } }) {

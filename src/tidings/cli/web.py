@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,8 @@ def web(app: str, fd: int) -> None:
                 lifeline.tell_ready()
 
     options.configure_logs("info")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one for each browser that is pushed to
     config = uvicorn.Config(
         load_object(app, usual="app"), log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE
     )

@@ -1,6 +1,6 @@
-// What to call: see tidings.d.ts. The tab that holds the lock has the stream and relays it to the others.
+// See tidings.d.ts. The tab that holds the lock has the stream and relays it to the others.
 
-const AGAIN = 30_000; // ms; the stream says something every 15 s
+const AGAIN = 30_000; // ms: twice the heartbeat
 
 const pattern = (filter) =>
   RegExp(`^${filter.replace(/[$+?()[\]{}|^\\.]/g, "\\$&").replace(/\*/g, "[^.]+").replace(/>$/, ".+")}$`);
@@ -9,7 +9,7 @@ export function connect(url = new URL("./", import.meta.url).href) {
   const relay = new BroadcastChannel(url);
   const listeners = new Set();
   const asked = new Map();
-  let place = ""; // id of the last event
+  let place = ""; // last id
   let last, live, asking, stream, wake;
 
   const behind = (id) => {
