@@ -27,6 +27,11 @@ class Job(msgspec.Struct, frozen=True):
     """`pace`: messages per second."""
     other_groups: int = 0
     """Groups of the same worker whose subjects do not match."""
+    database: str = ""
+    """URL of the database that the handler writes to; empty for a handler that does nothing."""
+    writes: str = "add"
+    """What it does there: `add` (one object), `save` (an object, its id, a follow-up event), `batch` (one statement for
+    many)."""
     profile: str = ""
     """A file for the profile of a worker; empty is none."""
 

@@ -61,6 +61,14 @@ ABOUT = {
         "at least once; retries, dead letters, order and dedup headers, leases renewed, typed body",
         "one async handler that takes an Event class; the defaults of Bus",
     ),
+    "tidings-batch": About(
+        "Tidings, batch",
+        "tidings_bus",
+        "nats",
+        ("tidings", "nats-py"),
+        "as Tidings, with an outcome for each message of the batch",
+        "one async handler that takes a Batch; the defaults of Bus (256)",
+    ),
     "nats-callback": About(
         "bare nats-py, callback pull loop",
         "nats_callback",
@@ -76,6 +84,14 @@ ABOUT = {
         ("nats-py",),
         "at least once; headers parsed, body decoded into a Struct; no retry policy, no dead letters",
         f"{_NATS_SETTINGS}; fetch(512), ack per message",
+    ),
+    "nats-by-hand": About(
+        "by hand: nats-py and SQLAlchemy",
+        "nats_by_hand",
+        "nats",
+        ("nats-py", "sqlalchemy"),
+        "at least once, once in the database (inbox); no retries, no dead letters, no outbox",
+        f"{_NATS_SETTINGS}; fetch(256), one session and one commit for them, ack per message",
     ),
     "faststream-nats": About(
         "FastStream NATS",
@@ -134,6 +150,10 @@ ABOUT = {
         "8 threads, the default middleware",
     ),
 }
+
+
+MEASURED_IDLE = [name for name in ABOUT if name != "nats-by-hand"]
+"""Those that have a handler which does nothing."""
 
 
 def load(name: str) -> Contender:

@@ -11,6 +11,7 @@ from faststream.nats import JStream, NatsBroker, PullSub
 from pydantic import BaseModel
 
 from ..job import Body, Job
+from ..writing import Writer
 from . import Asker, Seen
 from .nats_bare import DURABLE, STREAM, SUBJECT, connected, declare
 
@@ -56,7 +57,16 @@ class FastStreamNats:
                 max_workers=None if batch else 16,
                 ack_policy=AckPolicy.NACK_ON_ERROR,
             )
-            subscriber(_take_many(seen) if batch else _take_one(seen))
+            if job.database:
+
+                async def emit(id: int, text: str) -> None:
+                    await broker.publish({"id": id, "text": text}, "events.bench.saved", stream=STREAM)
+
+                writer = Writer(job, seen, emit)
+                await writer.prepare()
+                subscriber(_write_many(writer) if batch else _write_one(writer))
+            else:
+                subscriber(_take_many(seen) if batch else _take_one(seen))
             await broker.start()
             await asyncio.Event().wait()
 
@@ -100,6 +110,20 @@ def _take_many(seen: Seen) -> Callable[..., object]:
             seen(body.sent)
 
     return nothing
+
+
+def _write_one(writer: Writer) -> Callable[..., object]:
+    async def write(body: Model) -> None:
+        await writer.one(body)
+
+    return write
+
+
+def _write_many(writer: Writer) -> Callable[..., object]:
+    async def write(batch: list[Model]) -> None:
+        await writer.many(batch)
+
+    return write
 
 
 CONTENDER = FastStreamNats()

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from ..job import Body, Job
+from ..writing import Writer
 from . import Seen
 from .cannot_ask import CannotAsk
 
@@ -55,7 +56,16 @@ class FastStreamRedis(CannotAsk):
                 max_workers=None if batch else 16,
                 ack_policy=AckPolicy.NACK_ON_ERROR,
             )
-            subscriber(_take_many(seen) if batch else _take_one(seen))
+            if job.database:
+
+                async def emit(id: int, text: str) -> None:
+                    await broker.publish({"id": id, "text": text}, stream="saved")
+
+                writer = Writer(job, seen, emit)
+                await writer.prepare()
+                subscriber(_write_many(writer) if batch else _write_one(writer))
+            else:
+                subscriber(_take_many(seen) if batch else _take_one(seen))
             await broker.start()
             await asyncio.Event().wait()
 
@@ -75,6 +85,20 @@ def _take_many(seen: Seen) -> Callable[..., object]:
             seen(body.sent)
 
     return nothing
+
+
+def _write_one(writer: Writer) -> Callable[..., object]:
+    async def write(body: Model) -> None:
+        await writer.one(body)
+
+    return write
+
+
+def _write_many(writer: Writer) -> Callable[..., object]:
+    async def write(batch: list[Model]) -> None:
+        await writer.many(batch)
+
+    return write
 
 
 CONTENDER = FastStreamRedis()

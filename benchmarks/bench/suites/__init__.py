@@ -1,11 +1,15 @@
-"""One file per benchmark; each has its `BENCHMARK`."""
+"""One file per benchmark; each has its `BENCHMARK`, or one for each kind of what it measures."""
 
 from __future__ import annotations
 
 from ..benchmark import Benchmark
-from . import backlog, groups, handle, latency, memory, payload, publish, requests, startup
+from . import backlog, database, groups, handle, latency, memory, payload, publish, requests, startup
 
 ALL: dict[str, Benchmark] = {
-    module.BENCHMARK.name: module.BENCHMARK
-    for module in (publish, handle, latency, requests, backlog, groups, payload, startup, memory)
+    benchmark.name: benchmark
+    for benchmark in (
+        *(module.BENCHMARK for module in (publish, handle, latency, requests, backlog, groups, payload, startup)),
+        memory.BENCHMARK,
+        *database.BENCHMARKS,
+    )
 }

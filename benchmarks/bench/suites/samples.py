@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..benchmark import Sample
 from ..children import child, run
 from ..contenders import ABOUT
+from ..databases import database
 from ..job import Job
 from ..servers import broker
 
@@ -33,6 +34,16 @@ def handled(
             contender, "work", server.url, server.pid, count, size=size, other_groups=other_groups, profile=profile
         )
         with child(work) as worker:
+            worker.hear()
+            return worker.hear()
+
+
+def written(contender: str, count: int, kind: str, writes: str, *, sync: str) -> Sample:
+    """As `handled`, with a handler that writes into an empty database of the kind."""
+    with database(kind) as url, broker(ABOUT[contender].broker, sync) as server:
+        fill = Job(contender, "fill", server.url, server.pid, count + MORE, database=url, writes=writes)
+        run(fill)
+        with child(Job(contender, "work", server.url, server.pid, count, database=url, writes=writes)) as worker:
             worker.hear()
             return worker.hear()
 
