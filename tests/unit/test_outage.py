@@ -177,8 +177,7 @@ async def test_a_minute_without_what_is_needed(bench: Bench) -> None:
     assert len(set(failed[-10:])) > 3, "the probes rotate"
     down = False
     await bench.clock.advance(MOST)
-    await until(lambda: bench.counts[0] == 0)
-    assert len(attempts) > 280, "all but the few that were tried several times"
+    await until(lambda: len(attempts) > 280)  # all but the few that were tried several times
     await bench.clock.advance(5 * MOST)
     await until(lambda: bench.counts == (0, 0, 0, 0))
     assert attempts == [1] * 300
