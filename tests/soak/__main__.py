@@ -15,7 +15,7 @@ from pathlib import Path
 import tidings
 
 from .checker import Verdict, check
-from .events import ORDERED
+
 from .system import Nemesis, running
 
 KILLS_A_MINUTE, ACKNOWLEDGED_A_MINUTE = 10, 5_000
@@ -101,8 +101,7 @@ def report(verdict: Verdict, nemesis: Nemesis) -> None:
         print(f"unknown: {lack}")
     print(f"killed: {', '.join(f'{count} {what}' for what, count in nemesis.kills.items())}")
     print(f"{verdict.recovered} stored although their publisher was killed before it knew")
-    none = "" if ORDERED else " (this version has no ordered groups)"
-    print(f"reordered is out of {verdict.ordered:,} effects in ordered groups{none}")
+    print(f"reordered is out of {verdict.ordered:,} effects in ordered groups")
     print(verdict.line(nemesis.count), flush=True)
 
 

@@ -20,6 +20,8 @@ import tidings.each
 import tidings.engines.nats.publish
 import tidings.engines.nats.settle
 import tidings.handling
+import tidings.order.hands
+import tidings.order.lanes
 import tidings.outbox
 import tidings.retry
 import tidings.sql.store
@@ -36,6 +38,8 @@ retry: Any = tidings.retry
 store: Any = tidings.sql.store
 units: Any = tidings.sql.units
 each: Any = tidings.each
+order_lanes: Any = tidings.order.lanes
+order_hands: Any = tidings.order.hands
 
 
 def arm(folder: Path) -> None:
@@ -299,6 +303,11 @@ def dropped_headers(crash: Crash) -> None:
     settle.copied = bare
 
 
+def unordered_key(crash: Crash) -> None:
+    """Every message of an ordered group is taken for one of a key of its own."""
+    order_lanes.key_of = order_hands.key_of = lambda entry: str(entry.position)
+
+
 def child_left_behind(crash: Crash) -> None:
     """A process stays after the workers have gone."""
     subprocess.Popen(["sleep", "60"], start_new_session=True)
@@ -341,6 +350,7 @@ DEFECTS: dict[str, Callable[[Crash], None]] = {
         dead_letter_after_ack,
         rewritten_bytes,
         dropped_headers,
+        unordered_key,
         child_left_behind,
         rollback_ignored,
     )

@@ -16,15 +16,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 import tidings
-from tidings.registry import HandlerOptions
 from tidings.retry import RetryPolicy
 
 from .history import History
 
 Kind = Literal["plain", "flaky", "poison", "slow", "invalid"]
 ATTEMPTS = 3
-ORDERED = "order" in HandlerOptions.__struct_fields__
-"""Whether this version of the framework has ordered groups: then one of them takes part."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS effects (
@@ -86,10 +83,10 @@ def make_bus(folder: Path, url: str, history: History) -> tidings.Bus:
 
     async def in_order(placed: Placed, message: tidings.Message, db: AsyncSession) -> None:
         await take(db, "ordered", placed, message.attempt)
+        if placed.number % 5 == 2 and message.attempt == 1:
+            raise ValueError(f"operation {placed.op} fails once, and later ones of its key must wait")
 
-    if ORDERED:
-        options: dict[str, Any] = {"order": True}
-        bus.on(Placed, group="ordered", retry=retry, **options)(in_order)
+    bus.on(Placed, group="ordered", retry=retry, order=True, concurrency=2)(in_order)
     return bus
 
 

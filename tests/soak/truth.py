@@ -76,7 +76,7 @@ class Truth:
     effects: tuple[Effect, ...]
     leftovers: tuple[str, ...] = ()
     """What should not be there any more: rows in the outbox, pending messages, processes, strange exit codes."""
-    stages: tuple[str, ...] = field(default=("apply", "follow", *(("ordered",) if events.ORDERED else ())))
+    stages: tuple[str, ...] = field(default=("apply", "follow", "ordered"))
 
 
 def operations(folder: Path) -> tuple[Operation, ...]:
@@ -149,14 +149,16 @@ async def dump(
 
 
 async def pending(client: Client) -> int:
-    """Messages that some group has not settled yet."""
+    """Messages that some group has not settled yet, or has set aside."""
     groups = [
         consumer
         for stream in (EVENTS, CONTROL)
         for consumer in await client.jetstream().consumers_info(stream)
         if consumer.config.durable_name
     ]
-    return sum((group.num_pending or 0) + (group.num_ack_pending or 0) for group in groups)
+    control = await client.jetstream().stream_info(CONTROL, subjects_filter=f"_t.{NAMESPACE}.park.>")
+    parked = sum((control.state.subjects or {}).values())
+    return parked + sum((group.num_pending or 0) + (group.num_ack_pending or 0) for group in groups)
 
 
 def processes(mark: str) -> list[psutil.Process]:

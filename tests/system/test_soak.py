@@ -44,6 +44,7 @@ DEFECTIVE = [
     Planted("dead_letter_after_ack", "after_dead_letter", "lost"),
     Planted("rewritten_bytes", "", "other"),
     Planted("dropped_headers", "", "other"),
+    Planted("unordered_key", "", "reordered"),
     Planted("child_left_behind", "", "other"),
 ]
 SOUND = [Planted("", point) for point in dict.fromkeys(["", *(planted.point for planted in DEFECTIVE)])]
