@@ -270,8 +270,8 @@ class Engine(Protocol):
 
         Of an *ordered* group nothing is handed out while anybody else has, or may have, a delivery of it, or while one
         waits for a delay; then the oldest first, so that nothing older of the group comes later, but for what is put
-        back (`redrive`, `replay`, `unpark`). What was put back before the first pull comes before what is newer. Two
-        connections that pull at the same time may wait for each other: see to it that there is one (`order`).
+        back (`redrive`, `replay`, `unpark`). What was put back before the first pull has its place among the others.
+        Two connections that pull at the same time may wait for each other: see to it that there is one (`order`).
         """
         ...
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import tidings
 
 from .checker import Verdict, check
-
 from .system import Nemesis, running
 
 KILLS_A_MINUTE, ACKNOWLEDGED_A_MINUTE = 10, 5_000

@@ -141,6 +141,22 @@ async def put_back_comes_before_what_is_newer(world: World) -> None:
 
 
 @case("seam")
+async def put_back_comes_after_what_is_older(world: World) -> None:
+    """Messages that were set aside behind one whose reader has died, and are put back, come after that one, although it
+    comes back only with the end of its lease."""
+    doomed, other = await world.engine(), await world.engine()
+    await doomed.declare([in_order(world)])
+    await publish(doomed, *"abcdef")
+    held = await take(doomed, "g", 5)
+    await finish(doomed, held[:1])
+    behind = held[1].entry.position
+    await doomed.settle([Park(delivery, behind) for delivery in held[2:]])
+    await world.crash(doomed)
+    assert await other.unpark("g", [delivery.entry.position for delivery in held[2:]]) == 3
+    assert texts(await _take_over(world, other, 5)) == ["b", "c", "d", "e", "f"]
+
+
+@case("seam")
 async def a_dropped_dead_letter_is_told(world: World) -> None:
     """Discarding a dead letter tells an ordered group so, once; other groups hear nothing of it."""
     engine = await world.engine()

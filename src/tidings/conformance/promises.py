@@ -136,6 +136,7 @@ PROMISES = (
             "handed_back_it_keeps_its_order",
             "parked_waits_and_comes_back_in_order",
             "put_back_comes_before_what_is_newer",
+            "put_back_comes_after_what_is_older",
             "order_outlives_the_server",
             "a_key_keeps_its_order_over_failures",
             "a_dead_letter_parks_its_key",

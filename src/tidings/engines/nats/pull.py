@@ -31,6 +31,8 @@ SAFE: Final = 5 / 6
 """Part of the lease after which nothing is settled any more."""
 _LOOK_AGAIN: Final = 0.1
 """Seconds after which it is looked again whether what is here may be handed out."""
+_WHOLE_INBOX: Final = 500
+"""Messages of the inbox that are asked for at a time, while all of them are needed."""
 _SOON: Final = b'-NAK {"delay": 500000000}'
 _numbers = itertools.count()
 
@@ -238,15 +240,13 @@ class Puller:
     def _wanted(self, limit: int, inbox: bool) -> int:
         if not self._must_wait:
             return limit - len(self._buffer)
-        if self._unbroken.trust == "inbox" and not inbox:
-            return 0
-        # What is missing comes only to those who ask.
-        return max(1, limit - len([here for here in self._buffer if (here.token.inbox > 0) == inbox]))
+        # What is missing comes only to those who ask; and all of the inbox has to come.
+        return _WHOLE_INBOX if inbox else 1
 
     @property
     def _must_wait(self) -> bool:
         """Whether what is here may not be handed out yet."""
-        return self._shape is not None and self._shape.ordered and self._unbroken.trust != "all"
+        return self._shape is not None and self._shape.ordered and not self._unbroken.whole
 
     async def _ask_ahead(self, limit: int, taken: list[Delivery]) -> None:
         """Where much waits, have the next ones sent while these are handled: only what is there already."""
@@ -333,7 +333,7 @@ class Puller:
             await self._put_in_order()
         now, since = self._clock.monotonic(), self._clock.time()
         taken: list[Delivery] = []
-        while self._buffer and len(taken) < limit and not (wary and self._must_stay(self._buffer[0])):
+        while self._buffer and len(taken) < limit and not (wary and self._must_wait):
             delivery = self._buffer.popleft()
             if delivery.deadline > now:
                 taken.append(delivery)
@@ -353,21 +353,16 @@ class Puller:
         return taken
 
     async def _put_in_order(self) -> None:
-        """Find out what may be handed out of an ordered group, and let that stand in front, the oldest first."""
+        """Find out whether anything may be handed out of an ordered group; then the oldest stands in front."""
         now = self._clock.monotonic()
         self._drop_expired(now)
         if self._doubtful:
             return
-        trust = await self._unbroken.look(
+        await self._unbroken.look(
             lambda: [*(held for held, _ in self._held.values() if held.deadline > now), *self._buffer]
         )
-        if trust != "nothing":
-            inbox_first = trust == "inbox"
-            order = sorted(self._buffer, key=lambda d: (inbox_first and not d.token.inbox, d.entry.position))
-            self._buffer = deque(order)
-
-    def _must_stay(self, delivery: Delivery) -> bool:
-        return self._must_wait and not (self._unbroken.trust == "inbox" and delivery.token.inbox > 0)
+        if self._unbroken.whole:
+            self._buffer = deque(sorted(self._buffer, key=lambda delivery: delivery.entry.position))
 
     def _drop_expired(self, now: float) -> None:
         """Forget what waited here for longer than its lease."""

@@ -2,30 +2,26 @@
 
 While the consumers' own counts rise by one with each delivery that comes here, nothing has gone elsewhere. After any
 break in that (a first pull, a lost connection, a lease that ended, another reader) the server is asked how many
-deliveries are open: only when all of them are here does anything leave for a handler, the oldest first. Then the inbox
-is emptied before anything newer, because what was put back into it may be older than all that the log has still to
-bring.
+deliveries are open: only when all of them are here, and all of the inbox, does anything leave for a handler, the oldest
+first. What was put back into the inbox may be older than what the log has handed out, or newer.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from ...engine import Delivery
 from .api import JetStream
 from .layout import Layout
 from .wire import Source
 
-Trust = Literal["nothing", "inbox", "all"]
-
 
 class Unbroken:
-    """What may be handed out of the deliveries of one ordered group."""
+    """Whether deliveries of one ordered group may be handed out."""
 
     def __init__(self, js: JetStream, layout: Layout, group: str) -> None:
-        self.trust: Trust = "nothing"
+        self.whole = False
         self._js = js
         self._layout = layout
         self._group = group
@@ -40,21 +36,17 @@ class Unbroken:
 
     def broken(self) -> None:
         """Something may be elsewhere."""
-        self.trust = "nothing"
+        self.whole = False
         self._breaks += 1
 
-    async def look(self, here: Callable[[], Sequence[Delivery]]) -> Trust:
-        """Ask the server, unless all is known to be here. `here` says what this connection has."""
-        if self.trust == "all":
-            return "all"
+    async def look(self, here: Callable[[], Sequence[Delivery]]) -> None:
+        """Ask the server. `here` says what this connection has."""
         breaks, before = self._breaks, here()
         events, inbox = await asyncio.gather(
             self._js.consumer(self._layout.events, self._group), self._js.consumer(self._layout.control, self._group)
         )
         if events is None or inbox is None or breaks != self._breaks or before != here():
-            return "nothing"
+            return
         held = [delivery.token.inbox > 0 for delivery in before]
-        if (events["num_ack_pending"], inbox["num_ack_pending"]) != (held.count(False), held.count(True)):
-            return "nothing"
-        self.trust = "inbox" if inbox["num_pending"] else "all"
-        return self.trust
+        counts = events["num_ack_pending"], inbox["num_ack_pending"], inbox["num_pending"]
+        self.whole = counts == (held.count(False), held.count(True), 0)
