@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="tidings-crash-"))
     server = Server(Path(tempfile.mkdtemp(prefix="tidings-pg-")))
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started
     print(f"seed {seed}, {len(cells)} cells, {chosen.kills} kills each, in {folder}", flush=True)
     try:
         server.create()
@@ -86,10 +87,14 @@ constraints and the payloads have names of their own, so that nothing that happe
 - *missing*: operations that were acknowledged and have no row, rows whose event is not in the log;
 - *other*: events without their row, dead letters, processes that did not end as they should.
 
-`handler` takes an event, writes a row and returns an event (`def handler`: without async); `route` is a FastAPI route
-that writes a row and calls `bus.outbox(session).publish(…)` (`def route`: a plain function and `publish_sync`).
-Embedded nats-server with an fsync for each publish, SQLite with `synchronous=FULL`, PostgreSQL with asyncpg (handlers
-and routes without async: psycopg) and `synchronous_commit=on`.
+- `handler` takes an event, adds a row, flushes for its id and returns an event; messages share a transaction (group
+  commit). `each handler` has `commit="each"`, `def handler` is a plain function, `batch handler` takes a `Batch`.
+- `route` is a FastAPI route that adds a row and calls `bus.outbox(session).publish(…)`; `def route` is a plain function
+  that calls `publish_sync`. Requests that were not answered may have happened or not: row and event, or neither.
+
+Embedded nats-server with an fsync for each publish, SQLite with `synchronous=FULL`, PostgreSQL with asyncpg (plain
+functions: psycopg) and `synchronous_commit=on`. The memory engine dies with its process: what a crash means on it is
+shown by `a_redelivery_changes_nothing` and the other cases in [guarantees.md](guarantees.md).
 
 {shown}
 

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 import msgspec
 import uvicorn
 from fastapi import FastAPI
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import tidings
 from soak import defects
@@ -24,11 +24,22 @@ from tidings.cli.running import work
 from tidings.logs import configure
 from tidings.settings import Settings
 
-Kind = Literal["handler", "def handler", "route", "def route"]
+Kind = Literal["handler", "each handler", "def handler", "batch handler", "route", "def route"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-TABLE = "CREATE TABLE effects (op text, place text)"
 LEASE = 1.5
-_EFFECT = text("INSERT INTO effects (op, place) VALUES (:op, :place)")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Effect(Base):
+    """What an operation has done."""
+
+    __tablename__ = "effects"
+
+    place: Mapped[int] = mapped_column(primary_key=True)
+    op: Mapped[str]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -63,30 +74,39 @@ class Application:
             **{"sync_sessions": self.sync_sessions} if plain else {"sessions": self.sessions},
         )
         self.placed, self.applied = _events(job.name)
-        if job.kind == "handler":
-            self._handler()
-        elif job.kind == "def handler":
-            self._plain_handler()
+        if job.kind.endswith("handler"):
+            handlers = {"def handler": self._plain(), "batch handler": self._batch()}
+            options: Any = {"commit": "each"} if job.kind == "each handler" else {}
+            self.bus.on(self.placed, group="apply", **options)(handlers.get(job.kind, self._one()))
 
-    def _handler(self) -> None:
-        placed, applied = self.placed, self.applied
-
+    def _one(self) -> Any:
         async def apply(message: tidings.Message, db: AsyncSession) -> Any:
-            op = message.data.op
-            await db.execute(_EFFECT, {"op": op, "place": "handler"})
-            return applied(op=op, key=op[-1])
+            row = Effect(op=message.data.op)
+            db.add(row)
+            await db.flush()
+            assert row.place
+            return self._follow_up(row.op)
 
-        self.bus.on(placed, group="apply")(apply)
+        return apply
 
-    def _plain_handler(self) -> None:
-        placed, applied = self.placed, self.applied
-
+    def _plain(self) -> Any:
         def apply(message: tidings.Message, db: Session) -> Any:
-            op = message.data.op
-            db.execute(_EFFECT, {"op": op, "place": "def handler"})
-            return applied(op=op, key=op[-1])
+            db.add(Effect(op=message.data.op))
+            return self._follow_up(message.data.op)
 
-        self.bus.on(placed, group="apply")(apply)
+        return apply
+
+    def _batch(self) -> Any:
+        async def apply(batch: tidings.Batch[Any], db: AsyncSession) -> None:
+            ops = [placed.op for placed in batch]
+            await db.execute(insert(Effect), [{"op": op} for op in ops])
+            for index, op in enumerate(ops):
+                batch.follow(index, self._follow_up(op))
+
+        return apply
+
+    def _follow_up(self, op: str) -> Any:
+        return self.applied(op=op, key=op[-1])
 
     def web(self) -> FastAPI:
         """The routes: each writes the row and publishes the event in one transaction."""
@@ -95,14 +115,14 @@ class Application:
         @app.post("/route/{op}")
         async def route(op: str) -> None:
             async with self.sessions() as db, db.begin():
-                await db.execute(_EFFECT, {"op": op, "place": "route"})
-                await self.bus.outbox(db).publish(self.applied(op=op, key=op[-1]))
+                db.add(Effect(op=op))
+                await self.bus.outbox(db).publish(self._follow_up(op))
 
         @app.post("/def route/{op}")
         def def_route(op: str) -> None:
             with self.sync_sessions() as db, db.begin():
-                db.execute(_EFFECT, {"op": op, "place": "def route"})
-                self.bus.outbox(db).publish_sync(self.applied(op=op, key=op[-1]))
+                db.add(Effect(op=op))
+                self.bus.outbox(db).publish_sync(self._follow_up(op))
 
         return app
 
@@ -125,6 +145,13 @@ def _events(name: str) -> tuple[Any, Any]:
         key: str
 
     return Placed, Applied
+
+
+def make_table(job: Job) -> None:
+    """In a new database."""
+    engine = create_engine(job.sync_database)
+    Base.metadata.create_all(engine)
+    engine.dispose()
 
 
 def live(job: Job) -> None:

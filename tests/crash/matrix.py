@@ -19,7 +19,7 @@ from nats.aio.client import Client
 from tidings.sql import Migrations
 
 from . import truth
-from .app import LEASE, TABLE, Job, Kind, publisher
+from .app import LEASE, Job, Kind, make_table, publisher
 from .nursery import Child, Nursery
 
 if TYPE_CHECKING:
@@ -39,10 +39,13 @@ HANDLER = (
     "relay.marked",
     "relay.leased",
 )
+TRANSACTION = HANDLER[1:7]
 ROUTE = ("outbox.staged", "outbox.committed", "relay.begun", "relay.sent", "relay.marked", "relay.leased")
 FAILPOINTS: dict[Kind, tuple[str, ...]] = {
     "handler": HANDLER,
-    "def handler": ("inbox.marked", "handler.returned", "outbox.staged", "commit.begun", "commit.ended"),
+    "each handler": TRANSACTION,
+    "def handler": TRANSACTION,
+    "batch handler": TRANSACTION,
     "route": ROUTE,
     "def route": ROUTE[:3],
 }
@@ -108,7 +111,7 @@ class Running:
         self._acknowledged: set[str] = set()
 
     async def run(self, kills: int) -> Found:
-        await truth.query(self.place, TABLE)
+        await asyncio.to_thread(make_table, self.job)
         await Migrations(self.place.url).upgrade()
         async with self._publisher:
             await self._kill(kills)
@@ -134,13 +137,13 @@ class Running:
 
     async def _die(self, failpoint: str, operations: int = OPERATIONS) -> bool:
         """Whether a process that had these operations to do died at the failpoint by itself."""
-        times = self._tools.dice.choice((1, 1, 2, 3)) if operations else 1
+        times = self._tools.dice.choice((1, 1, 2)) if operations else 1
         child = await self._bear(f"{failpoint}@{times}")
         if self.cell.kind.endswith("handler"):
             await self._publish(operations)
         else:
             await self._post(child, operations)
-        died = await child.ended(3.0) is not None
+        died = await child.ended(2.0) is not None
         status = await child.stop() if died else await child.stop(signal.SIGKILL)
         if status != -signal.SIGKILL:
             self.found.other.append(f"a process ended with {status}, see {self.job.log}")

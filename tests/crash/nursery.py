@@ -58,6 +58,7 @@ class Nursery:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self._child: Child | None = None
 
     @classmethod
     async def start(cls, environment: dict[str, str]) -> Nursery:
@@ -75,13 +76,17 @@ class Nursery:
         assert self._process.stdin is not None
         self._process.stdin.write(msgspec.json.encode(job) + b"\n")
         pid = await self._line()
-        return Child(pid, asyncio.create_task(self._line()))
+        self._child = Child(pid, asyncio.create_task(self._line()))
+        return self._child
 
     async def _line(self) -> int:
         assert self._process.stdout is not None
         return int(await self._process.stdout.readline())
 
     async def close(self) -> None:
+        """With the child that is there, if any."""
+        if self._child is not None:
+            await self._child.stop(signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
