@@ -65,17 +65,12 @@ class Batches(Gathering):
         return []
 
     async def _transact(self, unit: Unit, part: Part, run: Run) -> Batch:
-        async with answering(self.hands.clock):
-            fresh = await unit.fresh([work.key for work in part.works])
-        for work in part.works:
-            if work.key not in fresh:
-                log.info("handled before, nothing done")
-                run.settle(Done(work.delivery))
-        part.works = works = [work for work in part.works if work.key in fresh]
+        await self.only_new(unit, part, run)
+        works = part.works
         if not works:
             return Batch(())
         batch = await self._call(works, unit)
-        staged = self._staged(works, batch)
+        part.cut_off = staged = self._staged(works, batch)
         async with answering(self.hands.clock):
             await unit.forget([works[index].key for index in batch.failures])
             await unit.stage(staged)

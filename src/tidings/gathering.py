@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from .each import Each
-from .engine import Delivery, Outcome, Release
-from .handling import Handling, line_of
+from .engine import Delivery, Done, Outcome, Outgoing, Release
+from .handling import Handling, answering, line_of
 from .hands import Receiver
 from .message import Message
 from .outage import Away, Outage
@@ -22,7 +22,7 @@ from .outbox import Relay
 from .pace import Pace
 from .sharing import Work
 from .suspects import Floor, is_suspect
-from .unit import InboxKey, Units
+from .unit import InboxKey, Shared, Unit, Units
 
 log = logging.getLogger("tidings.worker")
 
@@ -35,6 +35,8 @@ class Part:
     def __init__(self, works: Sequence[Work]) -> None:
         self.works = list(works)
         self.reruns = 0
+        self.cut_off: list[Outgoing] = []
+        """What was staged when a commit failed: it may be there all the same."""
 
     def halves(self) -> list[Part]:
         middle = len(self.works) // 2
@@ -100,6 +102,19 @@ class Gathering(Each):
         message = self.handling.read(delivery)
         return Work(delivery, message, self._outage.begun()) if isinstance(message, Message) else message
 
+    async def only_new(self, unit: Unit | Shared, part: Part, run: Run) -> None:
+        """Mark all as handled, and leave in the part those that were not."""
+        async with answering(self.hands.clock):
+            fresh = await unit.fresh([work.key for work in part.works])
+        for work in part.works:
+            if work.key not in fresh:
+                log.info("handled before, nothing done")
+                run.settle(Done(work.delivery))
+        part.works = [work for work in part.works if work.key in fresh]
+        if part.cut_off and self._relay is not None:
+            self._relay.look_soon(part.cut_off)
+        part.cut_off = []
+
     def judged(self, work: Work, error: BaseException) -> Outcome:
         """What becomes of one that has failed by itself."""
         try:
@@ -119,8 +134,7 @@ class Gathering(Each):
             part.reruns += 1
             if part.reruns == 1 or (units.conflict(error) and part.reruns <= _RERUNS):
                 log.info("the transaction of %d messages runs again: %s", len(part.works), line_of(error))
-                if part.reruns > 1:
-                    await self.hands.clock.sleep(random.uniform(0.0, 0.02 * part.reruns))  # noqa: S311
+                await asyncio.sleep(random.uniform(0.0, 0.02 * part.reruns))  # noqa: S311
                 return [part]
             if not units.conflict(error):
                 return self.away(Away(error, sure=True), part, run)

@@ -170,27 +170,37 @@ class Handling:
             if result is not None:
                 await self.publisher.send(self.follow_ups(result, message))
             return []
-        for rerun in range(1, RERUNS + 1):
+        cut_off: list[Outgoing] = []
+        for rerun in range(RERUNS + 1):
             try:
-                return await self._transact(units, delivery, message)
+                staged = await self._transact(units, delivery, message, cut_off)
+                break
             except Exception as error:
-                if not units.conflict(error):
+                if rerun == RERUNS or not units.conflict(error):
                     raise
-                log.info("lost against another transaction, runs again (%d of %d): %s", rerun, RERUNS, line_of(error))
-            await self.clock.sleep(random.uniform(0.0, 0.01 * 2**rerun))  # noqa: S311
-        return await self._transact(units, delivery, message)
+                log.info("the transaction runs again (%d of %d): %s", rerun + 1, RERUNS, line_of(error))
+            # In the time of the database, which is nobody's to move.
+            await asyncio.sleep(random.uniform(0.0, 0.02 * 2**rerun))  # noqa: S311
+        if staged is not None:
+            return staged
+        log.info("handled before, nothing done")
+        turn = await units.committed(cut_off)
+        return [*turn.ready, *turn.behind]
 
     def _late(self) -> TimeUp:
         return _late(self.limit)
 
-    async def _transact(self, units: Units, delivery: Delivery, message: Message[Any]) -> list[Outgoing]:
+    async def _transact(
+        self, units: Units, delivery: Delivery, message: Message[Any], cut_off: list[Outgoing]
+    ) -> list[Outgoing] | None:
+        """What was staged and committed; None if the message was handled before. `cut_off` gets what was staged: should
+        the commit fail, it may be there all the same."""
         async with units.begin(self.plan.connection) as unit:
             async with time_limit(self.clock, self.limit):
                 if not await unit.fresh([inbox_key(message)]):
-                    log.info("handled before, nothing done")
-                    return []
+                    return None
                 result = await self.run(message, unit)
-            staged = self.follow_ups(result, message)
+            cut_off[:] = staged = self.follow_ups(result, message)
             await self._commit(unit, staged, delivery)
             return staged
 

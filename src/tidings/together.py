@@ -44,7 +44,7 @@ class Together(Gathering):
             async with self._units.share(self.handling.plan.connection) as shared:
                 round = await self._round(shared, part, run)
                 if not round.spoilt:
-                    staged = await self._commit(shared, round)
+                    staged = await self._commit(shared, round, part)
                     self._committed(round, staged, run)
                     return [Part(round.late)] if round.late else []
         except LeaseLost:
@@ -57,13 +57,7 @@ class Together(Gathering):
         return await self._after_spoilt(round, shared, part, run)
 
     async def _round(self, shared: Shared, part: Part, run: Run) -> Round:
-        async with answering(self.hands.clock):
-            fresh = await shared.fresh([work.key for work in part.works])
-        for work in part.works:
-            if work.key not in fresh:
-                log.info("handled before, nothing done")
-                run.settle(Done(work.delivery))
-        part.works = [work for work in part.works if work.key in fresh]
+        await self.only_new(shared, part, run)
         round = Round(self.handling, shared, part.works, self.pace, lambda: self.stopping)
         try:
             await round.run()
@@ -76,8 +70,8 @@ class Together(Gathering):
             self.pace.demote("its handler waits for something besides its database")
         return round
 
-    async def _commit(self, shared: Shared, round: Round) -> list[Outgoing]:
-        staged = [message for _, messages in round.done for message in messages]
+    async def _commit(self, shared: Shared, round: Round, part: Part) -> list[Outgoing]:
+        part.cut_off = staged = [message for _, messages in round.done for message in messages]
         async with answering(self.hands.clock):
             await shared.flush(())
             await shared.forget([work.key for work, _ in round.failed] + [work.key for work in round.late])

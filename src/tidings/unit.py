@@ -205,8 +205,9 @@ class Units(Protocol):
         ...
 
     def conflict(self, error: BaseException) -> bool:
-        """Whether the transaction lost against another one and may well succeed when it is run again at once:
-        deadlock, serialization failure. All of them are `transient`."""
+        """Whether the transaction may well succeed when it is run again at once: it lost against another one (deadlock,
+        serialization failure, busy), or its connection was lost, maybe during the commit: then `fresh` tells what
+        became of it. All of them are `transient`."""
         ...
 
     async def prepare(self) -> None:

@@ -64,6 +64,13 @@ class Cell:
     database: str
 
     @property
+    def often(self) -> bool:
+        """Whether a process comes to the point for each operation, and not for many of them at once."""
+        return self.failpoint in ("handler.returned", "outbox.committed") or (
+            self.kind in ("each handler", "route", "def route") and self.failpoint in TRANSACTION
+        )
+
+    @property
     def label(self) -> str:
         return f"{self.kind}, {self.failpoint}, {self.database}"
 
@@ -137,7 +144,7 @@ class Running:
 
     async def _die(self, failpoint: str, operations: int = OPERATIONS) -> bool:
         """Whether a process that had these operations to do died at the failpoint by itself."""
-        times = self._tools.dice.choice((1, 1, 2)) if operations else 1
+        times = self._tools.dice.choice((1, 2, 3)) if operations and self.cell.often else 1
         child = await self._bear(f"{failpoint}@{times}")
         if self.cell.kind.endswith("handler"):
             await self._publish(operations)

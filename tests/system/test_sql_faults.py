@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from postgres_proxy import Proxy
 from sql_app import App, insert, key, message
 from tidings.errors import DatabaseError
 from tidings.sql import Migrations
@@ -159,61 +160,11 @@ async def until_it_works(app: App, attempt: Callable[[], Awaitable[None]]) -> No
                     raise
 
 
-class Proxy:
-    """A port in front of a server of this machine, which can lose answers."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._writers: list[asyncio.StreamWriter] = []
-        self._tasks: list[asyncio.Task[None]] = []
-        self.frozen = False
-        """Takes everything and passes nothing on."""
-        self.cut_at = b""
-        """Passes this on to the server, and ends the connection instead of the answer to it."""
-
-    async def __aenter__(self) -> Proxy:
-        self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = int(self._listener.sockets[0].getsockname()[1])
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._listener.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in self._writers:
-            writer.close()
-        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._server.port)
-        self._writers += [writer, up_writer]
-        cut = asyncio.Event()
-        self._tasks += [
-            asyncio.create_task(self._up(reader, up_writer, cut)),
-            asyncio.create_task(self._down(up_reader, writer, cut)),
-        ]
-
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut: asyncio.Event) -> None:
-        while data := await reader.read(65536):
-            if self.cut_at and self.cut_at in data:
-                cut.set()
-            if not self.frozen:
-                writer.write(data)
-        writer.close()
-
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut: asyncio.Event) -> None:
-        while (data := await reader.read(65536)) and not cut.is_set():
-            if not self.frozen:
-                writer.write(data)
-        writer.close()
-
-
 @BOTH
 async def test_a_connection_lost_during_commit(postgresql: Place, postgresql_server: Server, annotation: type) -> None:
     """The outcome is unknown to the worker, so it counts as the database's fault; the next delivery finds the mark."""
     app = await App.start(postgresql)
-    async with Proxy(postgresql_server) as proxy:
+    async with Proxy(postgresql_server.port) as proxy:
         proxy.cut_at = b"COMMIT"
         behind = App(postgresql.through(proxy.port), sync=annotation is Session)
         with pytest.raises(DBAPIError) as caught:
@@ -424,7 +375,7 @@ async def test_a_database_that_stops_answering_costs_the_pool_nothing(
 ) -> None:
     """A rollback that gets no answer is given up, the connection thrown away, and the place in the pool is free."""
     app = await App.start(postgresql)
-    async with Proxy(postgresql_server) as proxy:
+    async with Proxy(postgresql_server.port) as proxy:
         behind = App(postgresql.through(proxy.port), pool=ONE_CONNECTION)
         async with asyncio.timeout(20):
             async with behind.units.begin(AsyncSession) as unit:

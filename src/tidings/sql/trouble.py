@@ -20,7 +20,7 @@ _STATES: Final = {
     "57P03",  # starting up or shutting down
     "58030",  # input or output error
 }
-_CONFLICTS: Final = {"40001", "40P01"}
+_CONFLICTS: Final = {"40001", "40P01", "55P03"}
 _CLASSES: Final = (
     "08",  # the connection
     "53",  # out of disk, memory or connections
@@ -40,6 +40,8 @@ _CODES: Final = {
     26,  # NOTADB
 }
 
+_BUSY: Final = {5, 6, 15}
+
 _LOST_IN_TRANSACTION: Final = "8s2b"  # SQLAlchemy's code for using a session whose connection was lost
 
 
@@ -51,14 +53,21 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, PendingRollbackError):
         return error.code == _LOST_IN_TRANSACTION
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or _by_code(error.orig)
-    return isinstance(error, ConnectionError) and _came_through_sqlalchemy(error)
+    return _lost(error) or (isinstance(error, DBAPIError) and _by_code(error.orig))
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether another transaction won, and the same one may succeed at once."""
-    return isinstance(error, DBAPIError) and _state_of(error.orig) in _CONFLICTS
+    """Whether the same transaction may succeed at once: another one won, or its connection was lost. Not so where there
+    was none to begin with."""
+    if isinstance(error, DBAPIError) and (_state_of(error.orig) in _CONFLICTS or _sqlite_code(error.orig) in _BUSY):
+        return True
+    return _lost(error) or (isinstance(error, PendingRollbackError) and error.code == _LOST_IN_TRANSACTION)
+
+
+def _lost(error: BaseException) -> bool:
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    return isinstance(error, ConnectionError) and _came_through_sqlalchemy(error)
 
 
 def _state_of(error: Any) -> str | None:
@@ -69,7 +78,11 @@ def _by_code(error: Any) -> bool:
     state = _state_of(error)
     if state:
         return state in _STATES or state.startswith(_CLASSES)
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _CODES
+    return _sqlite_code(error) in _CODES
+
+
+def _sqlite_code(error: Any) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _came_through_sqlalchemy(error: BaseException) -> bool:

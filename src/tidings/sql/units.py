@@ -103,7 +103,7 @@ class SqlUnits:
         return is_transient(error)
 
     def conflict(self, error: BaseException) -> bool:
-        """Whether another transaction won: a deadlock or a serialization failure."""
+        """Whether another transaction won, or the connection was lost in the middle; see `Units.conflict`."""
         return is_conflict(error)
 
     async def prepare(self) -> None:
