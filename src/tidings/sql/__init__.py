@@ -29,7 +29,7 @@ try:
 except ImportError as error:
     raise MissingExtra("SQLAlchemy support", "sql") from error
 
-from .migrations import Migration, Migrations, Status
+from .migrations import Migration, Migrations, Status, upgrade
 from .outbox import Outbox
 from .tables import Tables
 from .unit import SqlUnit
@@ -47,4 +47,5 @@ __all__ = [
     "database_url",
     "masked",
     "units_for",
+    "upgrade",
 ]

@@ -65,7 +65,7 @@ class Migrations:
         """Apply what is pending, all or nothing; returns the names. Safe from many processes at once: one does it,
         the others wait and find nothing to do."""
         async with self._database() as database:
-            return await database.run(self._upgrade)
+            return await database.run(self.apply)
 
     def sql(self, dialect: str | None = None) -> str:
         """The whole text, for who applies it by hand: in one transaction, with its own record of what was applied."""
@@ -121,12 +121,14 @@ class Migrations:
         rows = connection.execute(text(f"SELECT version, name FROM {self._tables.before}migrations"))  # noqa: S608
         return {row.version: row.name for row in rows}
 
-    def _upgrade(self, connection: Connection) -> list[str]:
+    def apply(self, connection: Connection, to: int | None = None) -> list[str]:
+        """`upgrade` inside an open transaction, up to number `to`."""
         self._alone(connection)
         self._make_schema(connection)
         name = connection.dialect.name
         applied = self._applied(connection)
-        pending = [migration for migration in _migrations(name) if migration.version not in applied]
+        wanted = [migration for migration in _migrations(name) if to is None or migration.version <= to]
+        pending = [migration for migration in wanted if migration.version not in applied]
         for migration in pending:
             for statement in self._statements(name, migration):
                 connection.exec_driver_sql(statement)
@@ -152,6 +154,18 @@ class Migrations:
             table=self._tables.before, version=migration.version, name=migration.name, now=_NOW[dialect]
         )
         return [*(statement for statement in statements if statement), record]
+
+
+def upgrade(connection: Connection, *, tables: Tables | None = None, to: int | None = None) -> list[str]:
+    """Apply what is pending, up to number `to`, in the transaction of this connection; returns the names.
+
+    For migrations of the application's own, as those of Alembic: `upgrade(op.get_bind(), to=3)`. The caller commits.
+    Raises `ConfigError` for a number that this version does not have.
+    """
+    known = [migration.version for migration in _migrations(connection.dialect.name)]
+    if to is not None and to not in known:
+        raise ConfigError(f"to={to}: this version of Tidings has the migrations {known[0]} to {known[-1]}")
+    return Migrations(connection.engine, tables=tables).apply(connection, to)
 
 
 def _database(given: Database | Source) -> Database:
