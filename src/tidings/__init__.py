@@ -11,43 +11,48 @@ async def save(new: NewItem) -> None: ...
 await bus.publish(NewItem(item="write the docs"))
 """
 
-from .batch import Batch
-from .bus import Bus
-from .engine import Lagged
-from .errors import (
-    BrokerError,
-    Closed,
-    ConfigError,
-    Conflict,
-    DatabaseBehind,
-    DatabaseError,
-    DeadLettered,
-    DecodeError,
-    EngineError,
-    EngineUnavailable,
-    InvalidMessage,
-    MissingExtra,
-    NoNamespace,
-    NoResponder,
-    NotAllowed,
-    PublishInTransaction,
-    RemoteError,
-    RequestError,
-    RequestTimeout,
-    StillWorking,
-    StoreFull,
-    TidingsError,
-    TooLarge,
-    Unconfirmed,
-)
-from .events import Event, Request, event, request
-from .message import Message
-from .progress import Progress
-from .publisher import Receipt
-from .retry import NEVER, Outcome, Reject, RetryLater, RetryPolicy
-from .schedule import Tick
-from .settings import Settings
+import importlib
+import typing
+
 from .version import __version__
+
+if typing.TYPE_CHECKING:
+    from .batch import Batch
+    from .bus import Bus
+    from .engine import Lagged
+    from .errors import (
+        BrokerError,
+        Closed,
+        ConfigError,
+        Conflict,
+        DatabaseBehind,
+        DatabaseError,
+        DeadLettered,
+        DecodeError,
+        EngineError,
+        EngineUnavailable,
+        InvalidMessage,
+        MissingExtra,
+        NoNamespace,
+        NoResponder,
+        NotAllowed,
+        PublishInTransaction,
+        RemoteError,
+        RequestError,
+        RequestTimeout,
+        StillWorking,
+        StoreFull,
+        TidingsError,
+        TooLarge,
+        Unconfirmed,
+    )
+    from .events import Event, Request, event, request
+    from .message import Message
+    from .progress import Progress
+    from .publisher import Receipt
+    from .retry import NEVER, Outcome, Reject, RetryLater, RetryPolicy
+    from .schedule import Tick
+    from .settings import Settings
 
 __all__ = [
     "NEVER",
@@ -93,3 +98,68 @@ __all__ = [
     "event",
     "request",
 ]
+
+# Loaded when it is first asked for: `tidings health` needs none of it, and no program all of it.
+_HOMES = {
+    "batch": ("Batch",),
+    "bus": ("Bus",),
+    "engine": ("Lagged",),
+    "errors": (
+        "BrokerError",
+        "Closed",
+        "ConfigError",
+        "Conflict",
+        "DatabaseBehind",
+        "DatabaseError",
+        "DeadLettered",
+        "DecodeError",
+        "EngineError",
+        "EngineUnavailable",
+        "InvalidMessage",
+        "MissingExtra",
+        "NoNamespace",
+        "NoResponder",
+        "NotAllowed",
+        "PublishInTransaction",
+        "RemoteError",
+        "RequestError",
+        "RequestTimeout",
+        "StillWorking",
+        "StoreFull",
+        "TidingsError",
+        "TooLarge",
+        "Unconfirmed",
+    ),
+    "events": (
+        "Event",
+        "Request",
+        "event",
+        "request",
+    ),
+    "message": ("Message",),
+    "progress": ("Progress",),
+    "publisher": ("Receipt",),
+    "retry": (
+        "NEVER",
+        "Outcome",
+        "Reject",
+        "RetryLater",
+        "RetryPolicy",
+    ),
+    "schedule": ("Tick",),
+    "settings": ("Settings",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+if not typing.TYPE_CHECKING:  # type checkers know the names from above
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module 'tidings' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -70,12 +70,15 @@ class _Msgspec:
         """msgspec checks fields when it decodes, not when an instance is made: do it while the publisher can hear of
         it, not when the message has become a dead letter."""
         try:
-            self.decode(body)
+            self._decode(body)
         except DecodeError as error:
             raise InvalidMessage(f"{type(value).__name__} would be refused on arrival: {error}") from error
 
     def decode(self, body: bytes) -> Any:
         check_depth(body)
+        return self._decode(body)
+
+    def _decode(self, body: bytes) -> Any:
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as error:

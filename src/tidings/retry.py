@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-import msgspec
 
 from .errors import ConfigError
 
@@ -34,7 +33,8 @@ class Reject(Outcome):
         super().__init__(reason)
 
 
-class RetryPolicy(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class RetryPolicy:
     """How often and how late a failing message is tried again: exponential backoff with full jitter.
 
     The delay before try n + 1 is drawn evenly from 0 to `first * 2 ** (n - 1)` seconds, at most `most`: spreading
@@ -48,7 +48,7 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     """Upper bound of the first delay, seconds."""
     most: float = 300.0
     """Upper bound of every delay, seconds."""
-    per: Mapping[type[BaseException], RetryPolicy] = {}
+    per: Mapping[type[BaseException], RetryPolicy] = field(default_factory=dict)
     """Other policies for some exception types; the closest base class wins."""
 
     def __post_init__(self) -> None:

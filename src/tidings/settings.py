@@ -10,17 +10,17 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from .errors import ConfigError
 from .retry import RetryPolicy
 from .subjects import check_filter
 
 
-class Settings(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Settings:
     """What can be set from outside. Durations are seconds; in the environment also `500ms`, `5s`, `2m`, `1h`."""
 
     url: str = "embedded:"
@@ -39,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True):
     """`module:bus`, for commands that need the handlers."""
     lease: float = 30.0
     """Seconds after which a message of a dead worker goes to another one; living workers renew at a third of it."""
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = RetryPolicy()  # noqa: RUF009  (frozen)
     """For handlers that give none: `attempts=8,first=1,most=300`."""
     timeout: float = 60.0
     """Seconds a handler may take."""
@@ -78,6 +78,7 @@ class Settings(msgspec.Struct, frozen=True):
         return self._least_inbox if self.retention_inbox is None else self.retention_inbox
 
 
+_NAMES = tuple(field.name for field in fields(Settings))
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _LEAST_INBOX = 14 * 86400.0
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -100,10 +101,10 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
     file = project / "pyproject.toml"
     values: dict[str, Any] = {}
     for name, value in _from_file(file).items():
-        if name not in Settings.__struct_fields__:
+        if name not in _NAMES:
             raise ConfigError(f"{file}: [tool.tidings] has no setting {name!r}")
         values[name] = _convert(name, value, f"[tool.tidings] {name}")
-    for name in Settings.__struct_fields__:
+    for name in _NAMES:
         if value := environment.get(f"TIDINGS_{name.upper()}"):
             values[name] = _convert(name, value, f"TIDINGS_{name.upper()}")
     return override(Settings(**values), **given)
@@ -113,11 +114,11 @@ def override(settings: Settings, **given: Any) -> Settings:
     """The settings with those `given` in their place; None is absent."""
     values = {}
     for name, value in given.items():
-        if name not in Settings.__struct_fields__:
-            raise ConfigError(f"there is no setting {name!r}; there are: {', '.join(Settings.__struct_fields__)}")
+        if name not in _NAMES:
+            raise ConfigError(f"there is no setting {name!r}; there are: {', '.join(_NAMES)}")
         if value is not None:
             values[name] = _convert(name, value, name)
-    return msgspec.structs.replace(settings, **values)
+    return replace(settings, **values)
 
 
 def project_root(start: Path) -> Path:

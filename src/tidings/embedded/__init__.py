@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import typing
+
 from ..permissions import User
+from .answering import locate
 from .binary import Binary, find_binary
-from .broker import Broker, locate, start
 from .config import Address, BrokerSettings
 from .locate import has_run, project_directory
+
+if typing.TYPE_CHECKING:
+    from .broker import Broker, start
 
 __all__ = [
     "Address",
@@ -23,3 +28,12 @@ __all__ = [
     "project_directory",
     "start",
 ]
+
+if not typing.TYPE_CHECKING:  # only who joins a broker pays for asyncio
+
+    def __getattr__(name: str) -> object:
+        if name not in ("Broker", "start"):
+            raise AttributeError(f"module 'tidings.embedded' has no attribute {name!r}")
+        from . import broker
+
+        return getattr(broker, name)

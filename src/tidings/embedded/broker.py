@@ -15,11 +15,12 @@ from types import TracebackType
 from tidings.errors import BrokerError, Closed, StoreFull
 from tidings.permissions import User
 
+from .answering import answering
 from .binary import check_data, find_binary
-from .config import Address, BrokerSettings, credentials
+from .config import Address, BrokerSettings
 from .locate import Layout, unusable
 from .locks import FileLock, ProcessLock, hold_lifeline, holder_of
-from .probe import ProbeError, probe
+from .probe import ProbeError
 from .state import State
 
 log = logging.getLogger("tidings.embedded")
@@ -42,20 +43,6 @@ async def start(directory: Path, *, user: User = "work", settings: BrokerSetting
         await broker.close()
         raise
     return broker
-
-
-def locate(directory: Path, *, user: User = "publish") -> Address | None:
-    """Where the broker of `directory` answers right now, or None when none does. Starts and makes nothing.
-
-    For one-shots: it does not keep the broker up. Blocks for some milliseconds.
-    """
-    layout = Layout.of(directory)
-    if holder_of(layout.fence) is None:
-        return None
-    try:
-        return _address(layout, user)
-    except ProbeError:
-        return None
 
 
 class Broker:
@@ -165,7 +152,7 @@ class Broker:
 
     async def _reached(self) -> bool:
         try:
-            address = await asyncio.to_thread(_address, self._layout, self._user)
+            address = await asyncio.to_thread(answering, self._layout, self._user)
         except ProbeError:
             return False
         self._supervised_by()  # closed meanwhile?
@@ -242,19 +229,6 @@ async def _acquire(lock: FileLock, *, shared: bool = False) -> bool:
             return False
         await asyncio.sleep(0.01)
     return True
-
-
-def _address(layout: Layout, user: User) -> Address:
-    """The address that the last report names, if our server really answers there."""
-    state = State.read(layout.state)
-    if state is None or state.port is None:
-        raise ProbeError(f"nothing is known of a server in {layout.root}")
-    try:
-        address = Address("127.0.0.1", state.port, user, credentials(layout)[user])
-    except (OSError, ValueError) as error:
-        raise ProbeError(f"{layout.credentials}: {error}") from error
-    probe(address)
-    return address
 
 
 def _launch(layout: Layout, settings: BrokerSettings) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-import msgspec
-
-from ..clock import Clock
-from ..engine import Engine
 from ..errors import ConfigError, MissingExtra, NoNamespace
 from ..permissions import User
 
 if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from ..clock import Clock
+    from ..engine import Engine
     from .memory import MemoryStore
     from .nats.streams import Mode
     from .redis import Address as RedisAddress
@@ -27,7 +27,8 @@ _REDIS = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
 _DURABILITIES: tuple[Durability, ...] = ("always", "everysec", "none")
 
 
-class Place(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Place:
     """An engine's URL, understood."""
 
     kind: Literal["embedded", "nats", "redis", "memory"]

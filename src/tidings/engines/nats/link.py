@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from ...errors import Closed, EngineError, EngineUnavailable, NotAllowed, StoreFull, TooLarge
-from .connection import Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
+from .connection import BACKLOG, Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
 from .outbound import Parcel
 
 log = logging.getLogger("tidings.engines.nats")
@@ -179,13 +179,16 @@ class Link:
     ) -> None:
         """Send now or raise `Disconnected`. Raises `TooLarge` for what would make the server hang up."""
         connection = self._usable()
-        size = len(body) + (sum(len(k) + len(v.encode()) + 4 for k, v in headers.items()) + 12 if headers else 0)
+        size = len(body)
+        if headers:
+            size += 12 + 4 * len(headers) + sum(map(len, headers)) + sum(map(len, map(str.encode, headers.values())))
         if size > connection.max_payload:
             raise TooLarge(size, connection.max_payload)
         if len(subject) + len(reply) > MAX_CONTROL_LINE - 64:
             raise TooLarge(len(subject), MAX_CONTROL_LINE - 64)
         try:
-            await connection.room()
+            if connection.waiting > BACKLOG:
+                await connection.room()
             connection.send(((subject, reply, headers, body),))
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error

@@ -16,7 +16,7 @@ from .connection import Frame
 from .layout import Layout
 from .link import Disconnected, Link
 from .outbound import Parcel
-from .pace import FEW, Pace
+from .pace import Pace
 from .wire import rfc3339
 
 WINDOW: Final = 1024
@@ -108,7 +108,7 @@ class Sender:
 
     The first message goes at once; what comes while it is on its way is next, together. At most `WINDOW` messages and
     `_BYTES` bytes are under way; the rest waits with its callers. Where single messages are dear (see `Pace`) more than
-    `FEW` that wait become one atomic batch, nothing else is sent until it is answered, and so the order in which they
+    a few that wait become one atomic batch, nothing else is sent until it is answered, and so the order in which they
     came is kept, also if it has to be taken apart: the server refuses a batch as a whole, with one known id in it or
     when too many are open, and then its messages go one by one.
     """
@@ -125,7 +125,7 @@ class Sender:
         self._batch: Flight | None = None
         self._count = 0
         self._bytes = 0
-        self._generation = 0
+
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Task[None] | None = None
@@ -177,7 +177,7 @@ class Sender:
         for flight in flights:
             for item in flight.items:
                 item.call.sent = True
-        self._pace.sent(self._count)
+        self._pace.sent(self._count, self._batch is not None)
 
     def _next(self) -> Flight | None:
         """What leaves next, or None when it has to wait."""
@@ -189,7 +189,7 @@ class Sender:
                 return flight
         if self._pace.batch(len(self._waiting)):
             return self._gather()
-        if self._pace.batches and self._count and self._count + len(self._waiting) > FEW:
+        if self._count and self._count + len(self._waiting) > self._pace.few:
             return None  # they will be a batch when those that are under way have arrived
         while self._waiting:
             item = self._waiting.popleft()
