@@ -42,11 +42,14 @@ if typing.TYPE_CHECKING:
         RequestTimeout,
         StillWorking,
         StoreFull,
+        StreamBroken,
         TidingsError,
+        TooFewAnswers,
         TooLarge,
         Unconfirmed,
     )
     from .events import Event, Request, event, request
+    from .gather import Gathered
     from .message import Message
     from .progress import Progress
     from .publisher import Receipt
@@ -69,6 +72,7 @@ __all__ = [
     "EngineError",
     "EngineUnavailable",
     "Event",
+    "Gathered",
     "InvalidMessage",
     "Lagged",
     "Message",
@@ -90,8 +94,10 @@ __all__ = [
     "Settings",
     "StillWorking",
     "StoreFull",
+    "StreamBroken",
     "Tick",
     "TidingsError",
+    "TooFewAnswers",
     "TooLarge",
     "Unconfirmed",
     "__version__",
@@ -126,7 +132,9 @@ _HOMES = {
         "RequestTimeout",
         "StillWorking",
         "StoreFull",
+        "StreamBroken",
         "TidingsError",
+        "TooFewAnswers",
         "TooLarge",
         "Unconfirmed",
     ),
@@ -136,6 +144,7 @@ _HOMES = {
         "event",
         "request",
     ),
+    "gather": ("Gathered",),
     "message": ("Message",),
     "progress": ("Progress",),
     "publisher": ("Receipt",),

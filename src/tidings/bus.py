@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -16,6 +16,7 @@ from .engine import Engine, Lagged
 from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
 from .handling import in_transaction
+from .lifespan import Lifespan
 from .message import encode_header
 from .publisher import Receipt
 from .receipts import Receipts
@@ -30,6 +31,7 @@ from .sync import SyncPublisher
 from .versions import Upcaster
 
 if TYPE_CHECKING:
+    from .gather import Gathered
     from .push import Push, User, Visible
     from .worker import Worker
 
@@ -188,7 +190,10 @@ class Bus:
 
     def reply(self, request: type, *, timeout: float | None = None) -> Callable[[F], F]:
         """Answer requests of this class; replicas share them. What the function returns is the answer, what it raises
-        reaches the asker as `RemoteError`. A transaction it takes is committed before the answer leaves."""
+        reaches the asker as `RemoteError`. A transaction it takes is committed before the answer leaves.
+
+        An async generator function answers with a stream of items (`bus.stream`); the time limit is for each of them.
+        """
         spec = require_spec(request)
         if not spec.is_request:
             raise ConfigError(
@@ -340,6 +345,49 @@ class Bus:
         running = await self.connect()
         return await ask(running.engine, request, source=self.name, wait=timeout)
 
+    @overload
+    def stream(self, request: Request[R], *, timeout: float = 5.0) -> AsyncGenerator[R, None]: ...
+
+    @overload
+    def stream(self, request: Any, *, timeout: float = 5.0) -> AsyncGenerator[Any, None]: ...
+
+    async def stream(self, request: Any, *, timeout: float = 5.0) -> AsyncGenerator[Any, None]:
+        """Ask, and iterate over the answer of a responder that yields: `async for row in bus.stream(ListItems()): ...`
+
+        Nothing runs ahead of the iteration by more than 64 items. Raises what `request` raises; `timeout` (seconds) is
+        the longest silence: `RequestTimeout` before the first sign of life, `StreamBroken` when the responder dies
+        later. Leaving the iteration early (with `contextlib.aclosing`, at once) ends the responder's generator too.
+        """
+        from .requests import ask_stream
+
+        running = await self.connect()
+        async with aclosing(
+            ask_stream(running.engine, self.clock, request, source=self.name, silence=timeout)
+        ) as items:
+            async for item in items:
+                yield item
+
+    @overload
+    async def gather(self, request: Request[R], *, wait: float = 1.0, at_least: int | None = None) -> Gathered[R]: ...
+
+    @overload
+    async def gather(self, request: Any, *, wait: float = 1.0, at_least: int | None = None) -> Gathered[Any]: ...
+
+    async def gather(self, request: Any, *, wait: float = 1.0, at_least: int | None = None) -> Gathered[Any]:
+        """Ask every process that answers such requests, and return who answered within `wait` seconds, and who had the
+        question but did not answer.
+
+        With `at_least` it returns as soon as so many have answered, and raises `TooFewAnswers` (with what came) when
+        they do not. Raises `NoResponder` at once when nobody is there.
+        """
+        from .gather import Gathering
+        from .requests import question
+
+        running = await self.connect()
+        spec, body, headers = question(request, self.name)
+        gathering = Gathering(spec.subject, spec.reply, at_least)
+        return await gathering.ask(running.engine, self.clock, body, headers, wait)
+
     def push(
         self,
         *events: Any,
@@ -444,29 +492,3 @@ class Bus:
 
     def __repr__(self) -> str:
         return f"<Bus {self.name!r}>"
-
-
-class Lifespan:
-    """Connects while an ASGI application runs; with `workers=True` its handlers run in the same process."""
-
-    def __init__(self, bus: Bus, *, workers: bool) -> None:
-        self._bus = bus
-        self._workers = workers
-
-    @overload
-    def __call__(self, app: None = None, *, workers: bool) -> Lifespan: ...
-
-    @overload
-    def __call__(self, app: Any) -> AbstractAsyncContextManager[None]: ...
-
-    def __call__(self, app: Any = None, *, workers: bool | None = None) -> Any:
-        if app is None:
-            return Lifespan(self._bus, workers=self._workers if workers is None else workers)
-        return self._run()
-
-    @asynccontextmanager
-    async def _run(self) -> AsyncIterator[None]:
-        async with self._bus:
-            if self._workers:
-                await self._bus.work()
-            yield

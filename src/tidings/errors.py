@@ -23,6 +23,8 @@
     └── RequestError
         ├── NoResponder        nobody answers this request at the moment
         ├── RequestTimeout     somebody may be working on it, but no answer came in time
+        ├── StreamBroken       a streaming reply fell silent in the middle
+        ├── TooFewAnswers      not as many as asked for answered in time; has those that did
         └── RemoteError        the responder raised; carries its error's type and message
 
 Outcomes that a handler raises (`RetryLater`, `Reject`) live in `retry.py` and on another base, so that
@@ -181,6 +183,27 @@ class RequestTimeout(RequestError):
     def __init__(self, subject: str, timeout: float) -> None:
         super().__init__(f"no answer to {subject!r} within {timeout:g} s")
         self.subject = subject
+
+
+class StreamBroken(RequestError):
+    """A streaming reply fell silent after `received` items: the responder died, or the way to it is cut. Ask again."""
+
+    def __init__(self, subject: str, received: int) -> None:
+        super().__init__(
+            f"the streaming reply to {subject!r} broke off after {received} item(s): its responder is silent"
+        )
+        self.subject = subject
+        self.received = received
+
+
+class TooFewAnswers(RequestError):
+    """Fewer than `at_least` answered in time. `gathered` has what came."""
+
+    def __init__(self, subject: str, gathered: Any, at_least: int, wait: float) -> None:
+        missing = f"; no answer from {', '.join(gathered.missing)}" if gathered.missing else ""
+        super().__init__(f"{len(gathered)} of {at_least} answers to {subject!r} within {wait:g} s{missing}")
+        self.subject = subject
+        self.gathered = gathered
 
 
 class RemoteError(RequestError):

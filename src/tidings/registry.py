@@ -218,10 +218,13 @@ class Registry:
                 f"{handler.name}: which of {names} is the event? Others need a provider (bus.provide) or the sessions "
                 "of a database (Bus(sessions=…))"
             )
-        if inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function):
+        streams = inspect.isasyncgenfunction(handler.function) and handler in self.responders.values()
+        if not streams and (
+            inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function)
+        ):
             raise ConfigError(f"{handler.name}: a handler returns its events, as a list if there are many; no yield")
         _check_batch(handler, parameters)
-        is_async = inspect.iscoroutinefunction(handler.function)
+        is_async = streams or inspect.iscoroutinefunction(handler.function)
         owner = next((u for u in units if found is not None and u.accepts(found)), None)
         self._check_thread(handler, is_async, found)
         emitted = _emitted(hints.get("return"))

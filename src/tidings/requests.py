@@ -1,21 +1,26 @@
 """Request and reply: one question, one answer, outside the durable subjects.
 
 The answer is JSON of the request's reply type. A responder's error travels as two headers, its type and its text; the
-traceback stays in the responder's log.
+traceback stays in the responder's log. A responder that yields answers with a stream (`streaming`); all responders are
+asked at once by `gather`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from contextlib import AsyncExitStack
+import random
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
+from .clock import Clock
 from .codec import codec_for
 from .engine import Engine, Entry, Headers, Reply
 from .errors import ConfigError, InvalidMessage, RemoteError
 from .events import EventSpec, require_spec
-from .handling import being_handled, call, error_name, error_text, is_stopping, provided, time_limit
+from .handling import RERUNS, being_handled, call, error_name, error_text, is_stopping, line_of, provided, time_limit
 from .logs import message_context
 from .message import (
     CAUSATION,
@@ -31,16 +36,18 @@ from .message import (
 )
 from .publisher import Publisher
 from .registry import Handler, Plan
+from .signals import ERROR
+from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
 from .subjects import matches
+from .unit import Unit, Units
 
 log = logging.getLogger("tidings.requests")
 
-ERROR: Final = "tidings-error"
 ERROR_TEXT: Final = "tidings-error-text"
 
 
-async def ask(engine: Engine, request: Any, *, source: str, wait: float) -> Any:
-    """Send a request and return its typed answer; see `Bus.request` for what it raises."""
+def question(request: Any, source: str) -> tuple[EventSpec, bytes, Headers]:
+    """A request as it travels: what it is, its body and headers. Raises `InvalidMessage`."""
     spec = require_spec(type(request))
     if not spec.is_request:
         raise InvalidMessage(
@@ -51,14 +58,30 @@ async def ask(engine: Engine, request: Any, *, source: str, wait: float) -> Any:
     if cause := current_message.get():
         headers[CORRELATION] = encode_header(cause.correlation_id)
         headers[CAUSATION] = encode_header(cause.id)
-    reply = await engine.request(spec.subject, codec_for(spec.type).encode(request), headers, wait)
-    return answer(reply, spec.reply)
+    return spec, codec_for(spec.type).encode(request), headers
+
+
+async def ask(engine: Engine, request: Any, *, source: str, wait: float) -> Any:
+    """Send a request and return its typed answer; see `Bus.request` for what it raises."""
+    spec, body, headers = question(request, source)
+    return answer(await engine.request(spec.subject, body, headers, wait), spec.reply)
+
+
+async def ask_stream(
+    engine: Engine, clock: Clock, request: Any, *, source: str, silence: float
+) -> AsyncGenerator[Any, None]:
+    """Send a request and yield its typed items; see `Bus.stream`."""
+    spec, body, headers = question(request, source)
+    async with aclosing(receive(engine, clock, (spec.subject, body, headers), silence)) as replies:
+        async for reply in replies:
+            if COUNT not in reply.headers:
+                yield answer(reply, spec.reply)
 
 
 def answer(reply: Reply, type: Any) -> Any:
     """The value of a reply; raises `RemoteError` when it carries an error, `DecodeError` when it is of another type."""
-    if (error := reply.headers.get(ERROR)) is not None:
-        raise RemoteError(decode_header(error), decode_header(reply.headers.get(ERROR_TEXT, "")))
+    if reply.error:
+        raise RemoteError(decode_header(reply.error), decode_header(reply.headers.get(ERROR_TEXT, "")))
     return codec_for(type).decode(reply.body)
 
 
@@ -76,8 +99,15 @@ class Responding:
         self.handler = handler
         self.plan = plan
         self.spec = spec
+        self.streams = inspect.isasyncgenfunction(handler.function)
         self._publisher = publisher
         self._limit = handler.options.timeout or limit
+        self._codec = codec_for(spec.reply)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Break off the streams that run, so that their askers ask somebody else. Single answers are not hurried."""
+        self._stopping.set()
 
     async def __call__(self, subject: str, body: bytes, headers: Headers) -> Reply:
         """Answer one request; errors become error replies, so the asker never waits for nothing."""
@@ -86,11 +116,19 @@ class Responding:
         id = decode_header(headers[ID]) if ID in headers else new_id()
         with message_context(message_id=id, subject=subject):
             try:
-                data = codec_for(self.spec.type).decode(body) if body else codec_for(self.spec.type).decode(b"{}")
+                data = codec_for(self.spec.type).decode(body or b"{}")
                 message = Message(entry, data, id=id)
+                if self.streams:
+                    return await self._stream(message)
                 async with time_limit(clock, self._limit):
-                    answer = await self._run(message)
-                return Reply(answer, {ID: new_id(), CAUSATION: encode_header(id)})
+                    written = await self._run(message)
+                return Reply(written, {ID: new_id(), CAUSATION: encode_header(id)})
+            except AskerGone as error:
+                log.info("the asker of a stream has gone: %s", error)
+                return Reply(b"", {})
+            except Stopped as error:
+                log.info("%s: a stream was broken off: %s", self.handler.name, error)
+                return _told(error, str(error))
             except asyncio.CancelledError as error:
                 if is_stopping():
                     raise
@@ -99,31 +137,76 @@ class Responding:
                 return _failed(error, error_text(error))
 
     async def _run(self, message: Message[Any]) -> bytes:
-        """The answer, written before the commit: one that cannot be written leaves nothing behind."""
-        codec = codec_for(self.spec.reply)
         with being_handled(message, self.plan.transactional):
-            if self.plan.units is None:
-                return codec.encode(await self._call(message, None))
-            async with self.plan.units.begin(self.plan.connection) as unit:
-                answer = codec.encode(await self._call(message, unit))
-                await unit.commit()
-                return answer
+            units = self.plan.units
+            if units is None:
+                return self._codec.encode(await self._call(message, None))
+            for _ in range(RERUNS):
+                try:
+                    return await self._transact(units, message)
+                except Exception as error:
+                    if not units.conflict(error):
+                        raise
+                    log.info("lost against another transaction, runs again: %s", line_of(error))
+                await self._publisher.clock.sleep(random.uniform(0.0, 0.05))  # noqa: S311
+            return await self._transact(units, message)
 
-    async def _call(self, message: Message[Any], unit: Any) -> Any:
+    async def _transact(self, units: Units, message: Message[Any]) -> bytes:
+        """The answer, written before the commit: one that cannot be written leaves nothing behind."""
+        async with units.begin(self.plan.connection) as unit:
+            written = self._codec.encode(await self._call(message, unit))
+            await unit.commit()
+            return written
+
+    async def _stream(self, message: Message[Any]) -> Reply:
+        """Deliver what the handler yields; the time limit is for each item."""
+        if CHANNEL not in message.headers:
+            raise ConfigError(f"{self.spec.subject!r} is answered with a stream: ask with bus.stream(…)")
+        units, way = self.plan.units, (self._publisher.engine, self._publisher.clock, message.headers)
+        with being_handled(message, self.plan.transactional):
+            if units is None:
+                return await deliver(*way, self._items(message, None), self._stopping)
+            async with units.begin(self.plan.connection) as unit:
+                reply = await deliver(*way, self._items(message, unit), self._stopping)
+                await unit.commit()
+                return reply
+
+    async def _items(self, message: Message[Any], unit: Unit | None) -> AsyncGenerator[bytes, None]:
         async with AsyncExitStack() as stack:
-            arguments: dict[str, Any] = {}
-            for parameter in self.plan.parameters:
-                if parameter.kind == "connection":
-                    arguments[parameter.name] = unit.connection
-                elif parameter.kind == "provided":
-                    provider = self._publisher.registry.providers[parameter.type]
-                    arguments[parameter.name] = await provided(provider, stack)
-                else:
-                    arguments[parameter.name] = message if parameter.kind == "message" else message.data
-            return await call(self.handler.function, arguments, self.plan.is_async, unit)
+            items = await stack.enter_async_context(aclosing(await self._answer(message, unit, stack)))
+            while True:
+                async with time_limit(self._publisher.clock, self._limit):
+                    try:
+                        item = await anext(items)
+                    except StopAsyncIteration:
+                        return
+                yield self._codec.encode(item)
+
+    async def _call(self, message: Message[Any], unit: Unit | None) -> Any:
+        async with AsyncExitStack() as stack:
+            return await self._answer(message, unit, stack)
+
+    async def _answer(self, message: Message[Any], unit: Unit | None, stack: AsyncExitStack) -> Any:
+        """What the handler returns, of one that streams its generator. What providers give lives as long as `stack`."""
+        arguments: dict[str, Any] = {}
+        for parameter in self.plan.parameters:
+            if parameter.kind == "connection":
+                arguments[parameter.name] = unit.connection if unit else None
+            elif parameter.kind == "provided":
+                provider = self._publisher.registry.providers[parameter.type]
+                arguments[parameter.name] = await provided(provider, stack)
+            else:
+                arguments[parameter.name] = message if parameter.kind == "message" else message.data
+        if self.streams:
+            return self.handler.function(**arguments)
+        return await call(self.handler.function, arguments, self.plan.is_async, unit)
 
 
 def _failed(error: BaseException, text: str) -> Reply:
-    name = error_name(error)
-    log.error("the request failed: %s: %s", name, text, exc_info=error)
-    return Reply(b"", {ERROR: encode_header(name), ERROR_TEXT: encode_header(text[:1000])})
+    log.error("the request failed: %s: %s", error_name(error), text, exc_info=error)
+    return _told(error, text)
+
+
+def _told(error: BaseException, text: str) -> Reply:
+    """The reply that carries the error."""
+    return Reply(b"", {ERROR: encode_header(error_name(error)), ERROR_TEXT: encode_header(text[:1000])})

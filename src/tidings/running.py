@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
+import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from .engine import Engine, Entry
 from .errors import ConfigError, EngineError, NotAllowed
 from .events import EventSpec
 from .failures import Teller
+from .gather import answering_all
 from .handling import Handling
 from .hub import Hub, log_id
 from .live import Listening
@@ -50,6 +54,8 @@ class Running:
         self.janitor: Janitor | None = None
         self.loop = asyncio.get_running_loop()
         self._ledger = claims.Ledger()
+        self.identity = f"{socket.gethostname()}:{os.getpid()}/{bus.name}-{secrets.token_hex(2)}"
+        """This connected bus among all others, for people."""
         self._plans: dict[str, Plan] = {}
         self._hubs: dict[tuple[str, ...], Hub] = {}
         self._stack = stack
@@ -161,6 +167,10 @@ class Running:
             spec: EventSpec = registry.types[subject]
             responding = Responding(handler, self._plan(handler), spec, self.publisher, limit)
             await self._stack.enter_async_context(self.engine.serve(subject, self.bus.name, responding))
+            if not responding.streams:
+                everybody = answering_all(self.engine, subject, self.identity, responding)
+                await self._stack.enter_async_context(everybody)
+            self._stack.callback(responding.stop)
         for listener in registry.listeners:
             listening = Listening(listener, self._plan(listener.handler), self.publisher)
             await self._stack.enter_async_context(listening.running())

@@ -10,11 +10,20 @@ import msgspec
 Headers: TypeAlias = Mapping[str, str]
 
 
+ERROR: Final = "tidings-error"
+"""Header of a reply that is an error: the error's type."""
+
+
 class Reply(msgspec.Struct, frozen=True):
     """The answer to a request, as it came."""
 
     body: bytes
     headers: Headers
+
+    @property
+    def error(self) -> str:
+        """The type of the error that it carries, or nothing."""
+        return self.headers.get(ERROR, "")
 
 
 Responder: TypeAlias = Callable[[str, bytes, Headers], Awaitable[Reply]]

@@ -52,8 +52,18 @@ LAYERS = (
         "progress",
         "hub",
     ),  # the life of a message
-    ("requests", "channels", "live", "deadletters", "replay", "processes", "asyncapi"),  # one feature, one file
-    ("push", "sync", "staging", "receipts", "running", "bus"),  # one object that holds it all
+    (
+        "requests",
+        "streaming",
+        "gather",
+        "channels",
+        "live",
+        "deadletters",
+        "replay",
+        "processes",
+        "asyncapi",
+    ),  # one feature, one file
+    ("push", "sync", "staging", "receipts", "running", "lifespan", "bus"),  # one object that holds it all
     ("testing", "pytest_plugin", "conformance", "doctor", "demo", "cli", "__main__"),  # what users touch
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}

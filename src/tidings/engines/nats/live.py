@@ -13,6 +13,7 @@ from ...errors import Closed, EngineUnavailable, NoResponder, RequestTimeout, To
 from ...subjects import check_subject, matches, normalise
 from .connection import Frame, OnFrame
 from .link import Disconnected, Link
+from .services import Endpoint, Services
 from .wire import check_headers, clean
 
 log = logging.getLogger("tidings.engines.nats")
@@ -23,6 +24,7 @@ class Live:
         self._link = link
         self._limit = limit
         self._timeout = timeout
+        self._services = Services(link)
         self._listeners: set[_Ear] = set()
         self._generation = link.generation
 
@@ -85,18 +87,24 @@ class Live:
     async def serve(self, subject: str, group: str, responder: Responder) -> AsyncIterator[None]:
         """See `Engine.serve`. Requests run beside each other; leaving waits for those that have begun."""
         running: set[asyncio.Task[None]] = set()
+        endpoint = Endpoint(subject, group)
 
         def take(frame: Frame) -> None:
-            task = asyncio.create_task(self._answer(frame, responder))
+            task = asyncio.create_task(self._answer(frame, responder, endpoint))
             running.add(task)
             task.add_done_callback(running.discard)
 
         await self._link.ready(self._timeout)
         subscription = await self._link.subscribe(subject, take, queue=group)
+        found = not subject.startswith("_")  # a channel of one asker is no service
         try:
+            if found:
+                await self._services.enter(endpoint)
             await self._link.flush()
             yield
         finally:
+            if found:
+                await self._services.leave(endpoint)
             await subscription.drain()
             await asyncio.gather(*running, return_exceptions=True)
 
@@ -111,14 +119,17 @@ class Live:
             for ear in self._listeners:
                 ear.miss()
 
-    async def _answer(self, frame: Frame, responder: Responder) -> None:
+    async def _answer(self, frame: Frame, responder: Responder, endpoint: Endpoint) -> None:
+        over = endpoint.began()
         try:
             reply = await responder(frame.subject, frame.body, clean(frame.headers))
+            over(reply.error)
             if frame.reply:
                 await self._link.publish(frame.reply, reply.body, dict(reply.headers) or None)
         except (EngineUnavailable, Closed, TooLarge) as error:
             log.warning("the answer to %s could not be sent: %s", frame.subject, error)
-        except Exception:
+        except Exception as error:
+            over(type(error).__qualname__)
             log.exception("the responder of %s failed; the asker will run into its timeout", frame.subject)
 
     def _fits(self, subject: str, body: bytes, headers: Headers) -> None:
