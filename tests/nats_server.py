@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -67,6 +68,7 @@ class NatsServer:
         """As `kill -STOP`, until `thaw`."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # a signal takes its time on a busy machine
 
     def thaw(self) -> None:
         if self._process is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -88,6 +89,7 @@ class RedisServer:
         """As `kill -STOP`, until `thaw`."""
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # a signal takes its time on a busy machine
 
     def thaw(self) -> None:
         if self._process is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -598,14 +597,13 @@ async def test_settling_without_a_server(start: Start, server: NatsServer) -> No
 async def test_a_frozen_server_is_survived(start: Start, server: NatsServer) -> None:
     """A server that is stopped in its tracks raises `Unconfirmed` in time; when it runs again nothing is doubled."""
     engine = await start(timeout=1.0)
-    assert server._process is not None
-    server._process.send_signal(signal.SIGSTOP)
+    server.freeze()
     try:
         async with asyncio.timeout(5):
             with pytest.raises(Unconfirmed):
                 await engine.publish([event(1)])
     finally:
-        server._process.send_signal(signal.SIGCONT)
+        server.thaw()
 
     async def stored() -> bool:
         try:
