@@ -505,3 +505,55 @@ async def test_a_browser_that_was_offline_catches_up(
 
 async def three(client: httpx.AsyncClient) -> bool:
     return len(await listed(client)) == 3
+
+
+LISTEN = """async () => {
+  const { connect } = await import("/push/tidings.js");
+  const push = connect();
+  window.heard = { exact: [], every: [], none: [], live: [], stopped: [] };
+  const note = (name) => ({ data, correlation }, subject) => heard[name].push([subject, data.item, correlation]);
+  push.on("events.todo.itemsaved", note("exact"));
+  push.on("events.*.>", note("every"));
+  push.on("events.todo", note("none"));
+  push.on("live", (live) => heard.live.push(live));
+  const stop = push.on("events.>", (event) => (heard.stopped.push(event.subject), stop()));
+  window.push = push;
+}"""
+PUBLISH = """async (item) => {
+  const response = await fetch("/todo", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ item }),
+  });
+  const { id, position } = await response.json();
+  const { state, reason, event } = await push.outcome(id, position);
+  return { id, state, reason, item: event?.data.item };
+}"""
+
+
+async def test_the_module_listens_by_subject_and_follows_outcomes(
+    tmp_path: Path, chromium: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Subjects with wildcards, an end to the listening, and the outcome of what was published: with its event, with the
+    reason of a failure, or by asking when the event was heard before anybody wanted to know."""
+    monkeypatch.setenv("TIDINGS_RETRY", "attempts=1")
+    async with running(tmp_path) as (app, client), visitor(chromium, client.base_url) as v:
+        page = await v.open()
+        await page.evaluate(LISTEN)
+        await page.wait_for_function("heard.live.includes(true)")
+        saved = await page.evaluate(PUBLISH, "milk")
+        assert saved["state"] == "done"
+        async with poisoned(app):
+            failed = await page.evaluate(PUBLISH, "poison")
+        assert (failed["state"], failed["reason"]) == ("dead", "handler_error")
+        asked = await page.evaluate("([id, position]) => push.outcome(id, position)", [saved["id"], 1])
+        assert asked["state"] == "done"
+        await page.wait_for_function("heard.every.length === 3")
+        heard = await page.evaluate("heard")
+        assert heard["exact"] == [["events.todo.itemsaved", "milk", saved["id"]]]
+        assert [(subject, item) for subject, item, _ in heard["every"]] == [
+            ("events.todo.newitem", "milk"),
+            ("events.todo.itemsaved", "milk"),
+            ("events.todo.newitem", "poison"),
+        ]
+        assert heard["none"] == []
+        assert heard["stopped"] == ["events.todo.newitem"]
+        assert len(v.places) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import time
 import uuid
 from typing import Any
 
@@ -20,6 +21,7 @@ from tidings.message import (
     TRACEPARENT,
     TYPE,
     Message,
+    born,
     compose,
     decode_header,
     encode_header,
@@ -200,3 +202,11 @@ def test_the_size_of_headers_is_that_on_the_wire() -> None:
 def test_the_repr_shows_no_payload() -> None:
     """A message in a log line does not print what users wrote."""
     assert repr(message()) == "<Message m1 on events.x>"
+
+
+def test_our_ids_say_when_they_were_made() -> None:
+    """To the millisecond; every other id says nothing, whatever it is."""
+    before = time.time()
+    assert before - 0.002 <= born(new_id()) <= time.time() + 0.002
+    for other in ("", "x", "tidings-17", str(uuid.uuid4()), "0" * 32, "é" * 36):
+        assert born(other) == 0.0

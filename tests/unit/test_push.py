@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 
 import httpx
@@ -17,7 +17,7 @@ from starlette.routing import Route
 import tidings
 from tidings import hub as hubs_module
 from tidings.clock import SystemClock
-from tidings.engine import Entry, Outgoing, Stats
+from tidings.engine import Entry, Lagged, Outgoing, Signal, Stats
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import EngineError
 from tidings.hub import Hub, Reader
@@ -87,6 +87,51 @@ async def test_a_slow_browser_reads_from_the_log_what_is_not_kept(world: World) 
     assert len(world.hub._kept) == hubs_module.KEPT
     late = await world.publish(5)
     assert await world.take(reader, count + 5) == bodies + late
+
+
+class Counting(MemoryEngine):
+    """An engine that counts those who wait for news of the log, and those who listen."""
+
+    waiting = most = listeners = 0
+
+    async def read(self, filters: Sequence[str], after: int, limit: int, wait: float = 0.0) -> list[Entry]:
+        self.waiting += bool(wait)
+        self.most = max(self.most, self.waiting)
+        try:
+            return await super().read(filters, after, limit, wait)
+        finally:
+            self.waiting -= bool(wait)
+
+    @asynccontextmanager
+    async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal | Lagged]]:
+        self.listeners += 1
+        async with super().listen(channels) as signals:
+            yield signals
+
+
+async def test_one_reads_for_all_and_ends_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many browsers watch, one read of this process waits at the engine and one listens for failures; when the
+    last browser has gone nobody does."""
+    monkeypatch.setattr(hubs_module, "_IDLE", 0.05)
+    engine = Counting(MemoryStore(SystemClock()))
+    await engine.open()
+    world = World(engine)
+    readers = [(await world.hub.join())[0] for _ in range(50)]
+    tasks = [asyncio.create_task(world.take(reader, 20)) for reader in readers]
+    bodies = await world.publish(20)
+    assert await soon(asyncio.gather(*tasks)) == [bodies] * 50
+    assert (engine.most, engine.listeners) == (1, 1)
+    reading = world.hub._task
+    assert reading is not None
+    del readers, tasks
+    gc.collect()
+    await soon(asyncio.wait({reading}))
+    assert engine.waiting == 0
+    again, _ = await world.hub.join()
+    late = await world.publish(1)
+    assert await world.take(again, 1) == late
+    await world.hub.close()
+    await engine.close()
 
 
 class Distant(MemoryEngine):

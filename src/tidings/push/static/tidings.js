@@ -1,6 +1,6 @@
 // See tidings.d.ts. The tab that holds the lock has the stream and relays it to the others.
 
-const AGAIN = 30_000; // ms: twice the heartbeat
+const AGAIN = 30_000; // ms, two heartbeats
 
 const pattern = (filter) =>
   RegExp(`^${filter.replace(/[$+?()[\]{}|^\\.]/g, "\\$&").replace(/\*/g, "[^.]+").replace(/>$/, ".+")}$`);
@@ -18,7 +18,7 @@ export function connect(url = new URL("./", import.meta.url).href) {
   };
 
   function emit(name, data) {
-    for (const [filter, heard] of listeners) if (filter.test(name)) queueMicrotask(() => heard(data, name));
+    for (const it of listeners) if (it[0].test(name)) queueMicrotask(() => listeners.has(it) && it[1](data, name));
     const id = data?.correlation;
     const result = name === "outcome" ? data : { state: "done", event: data };
     if (result.state !== "done" && result.state !== "dead") return;
