@@ -27,6 +27,8 @@ _WEB_GRACE: Final = 10.0
 
 Listener: TypeAlias = socket.socket
 Ready: TypeAlias = Callable[[], Awaitable[bool]]
+Broker: TypeAlias = Callable[[AsyncExitStack, "Terminal"], Awaitable[None]]
+"""Starts what carries the messages; the stack stops it when all programs have ended."""
 
 
 class Terminal:
@@ -75,23 +77,23 @@ def run(
     programs: Sequence[Program],
     terminal: Terminal,
     *,
-    directory: Path | None = None,
+    broker: Broker | None = None,
     ready: Ready | None = None,
     patience: float | None = None,
 ) -> int:
-    """Run the programs until asked to stop, and the broker of `directory` beside them; returns the exit code.
+    """Run the programs until asked to stop, and the broker beside them; returns the exit code.
 
     `ready` is called when all are ready for the first time and says whether to go on; with `patience`, not to get
     that far within so many seconds is an error.
     """
     options.configure_logs("info")
-    return asyncio.run(_attended(programs, terminal, directory, ready or _going_on, patience))
+    return asyncio.run(_attended(programs, terminal, broker, ready or _going_on, patience))
 
 
 async def _attended(
     programs: Sequence[Program],
     terminal: Terminal,
-    directory: Path | None,
+    broker: Broker | None,
     ready: Ready,
     patience: float | None,
 ) -> int:
@@ -99,15 +101,8 @@ async def _attended(
     async with AsyncExitStack() as stack:
 
         async def start_broker() -> None:
-            if directory is None:
-                return
-            from .. import embedded
-
-            # The children start it just as well; held here it outlives each of them, and its trouble is told once.
-            broker = await embedded.start(directory)
-            stack.push_async_callback(broker.close)
-            where = f"on port {broker.address.port}, data in {broker.directory}"
-            terminal.line("broker", f"nats-server {broker.version} {where}")
+            if broker is not None:
+                await broker(stack, terminal)
 
         async def begin() -> bool:
             try:
@@ -122,6 +117,23 @@ async def _attended(
 
 async def _going_on() -> bool:
     return True
+
+
+def embedded_broker(directory: Path | None) -> Broker | None:
+    """The one that lives in `directory`, if any. The programs start it just as well; held here it outlives each of
+    them, and its trouble is told once."""
+    if directory is None:
+        return None
+
+    async def start(stack: AsyncExitStack, terminal: Terminal) -> None:
+        from .. import embedded
+
+        broker = await embedded.start(directory)
+        stack.push_async_callback(broker.close)
+        where = f"on port {broker.address.port}, data in {broker.directory}"
+        terminal.line("broker", f"nats-server {broker.version} {where}")
+
+    return start
 
 
 def broker_directory(settings: Settings) -> Path | None:

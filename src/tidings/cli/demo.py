@@ -15,7 +15,9 @@ from . import options
 @click.option("--with", "parts", default="save,audit", show_default=True, help="Which handlers run: save,audit,mutate.")
 @click.option("--scale", "scales", metavar="GROUP=N", multiple=True, help="N processes for a group: --scale save=3.")
 @click.option("--database-url", metavar="URL", help="Another database: postgresql://… [SQLite in the data folder]")
-@click.option("--engine", type=click.Choice(["embedded"]), default="embedded", show_default=True, help="What carries.")
+@click.option(
+    "--engine", type=click.Choice(["embedded", "valkey"]), default="embedded", show_default=True, help="What carries."
+)
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 @click.option("--exit-after-ready", is_flag=True, help="Stop as soon as everything answers: for tests.")
 @options.common
@@ -34,8 +36,9 @@ def demo(
     \b
     tidings demo
     tidings demo --with save,audit,mutate --scale save=3
+    tidings demo --engine valkey
     """
     from ..demo import Demo, run
 
     found = Demo.of(data, port, parts, scales, database_url)
-    raise click.exceptions.Exit(run(found, open_browser=not no_open, exit_after_ready=exit_after_ready))
+    raise click.exceptions.Exit(run(found, engine=engine, open_browser=not no_open, exit_after_ready=exit_after_ready))

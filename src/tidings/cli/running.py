@@ -113,4 +113,4 @@ def up(app: str | None, web: str | None, host: str, port: int, scales: tuple[str
             programs.append(attend.web(web, listener))
             terminal.say(f"http://{host}:{listener.getsockname()[1]} serves {web}")
         directory = attend.broker_directory(current)
-        raise click.exceptions.Exit(attend.run(programs, terminal, directory=directory))
+        raise click.exceptions.Exit(attend.run(programs, terminal, broker=attend.embedded_broker(directory)))

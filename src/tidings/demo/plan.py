@@ -35,6 +35,8 @@ class Demo(msgspec.Struct, frozen=True):
     scales: dict[str, int]
     port: int | None
     """None is the usual one, or any."""
+    valkey: str = ""
+    """URL of a Valkey of the demo's own, which carries instead of the embedded broker."""
 
     @classmethod
     def of(
@@ -53,7 +55,12 @@ class Demo(msgspec.Struct, frozen=True):
     @property
     def url(self) -> str:
         """Of the engine."""
-        return f"embedded:{self.data}"
+        return self.valkey or f"embedded:{self.data}"
+
+    @property
+    def valkey_folder(self) -> Path:
+        """Where a Valkey of the demo's own has its data."""
+        return self.data / "valkey"
 
     @property
     def foreign_database(self) -> bool:

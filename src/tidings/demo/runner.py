@@ -11,14 +11,17 @@ import threading
 import time
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final
+
+import msgspec
 
 from ..cli import attend
 from ..cli.attend import Terminal
 from ..embedded.locks import FileLock
 from ..errors import BrokerError, ConfigError, EngineUnavailable, MissingExtra
+from . import valkey
 from .plan import CHECKOUT, USUAL_PORT, Demo
 
 HOST: Final = "127.0.0.1"
@@ -26,11 +29,13 @@ _PATIENCE: Final = 60.0  # seconds that --exit-after-ready waits
 _LOG_LIMIT: Final = 10 * 1024 * 1024
 
 
-def run(demo: Demo, *, open_browser: bool, exit_after_ready: bool) -> int:
+def run(demo: Demo, *, engine: str = "embedded", open_browser: bool, exit_after_ready: bool) -> int:
     """Run it until it is asked to stop; returns the exit code."""
     began = time.monotonic()
     _check_installed()
     with _log(demo.log) as log, _alone(demo), _listen(demo.port) as listener:
+        if engine == "valkey":
+            demo = msgspec.structs.replace(demo, valkey=valkey.prepare(demo.valkey_folder))
         port = listener.getsockname()[1]
         programs = [demo.web(listener), *demo.programs()]
         terminal = Terminal(["broker", *(program.name for program in programs)], log)
@@ -51,12 +56,25 @@ def run(demo: Demo, *, open_browser: bool, exit_after_ready: bool) -> int:
 
         patience = _PATIENCE if exit_after_ready else None
         try:
-            return attend.run(programs, terminal, directory=demo.data, ready=ready, patience=patience)
+            return attend.run(programs, terminal, broker=_broker(demo), ready=ready, patience=patience)
         except BrokerError as error:
             if "embedded:" not in str(error):
                 raise
             # Another directory would help; here it is chosen in other words.
             raise BrokerError(f"{error}. For the demo: --data DIR") from error
+
+
+def _broker(demo: Demo) -> attend.Broker | None:
+    if not demo.valkey:
+        return attend.embedded_broker(demo.data)
+
+    async def start(stack: AsyncExitStack, terminal: Terminal) -> None:
+        def say(text: str) -> None:
+            terminal.line("broker", text)
+
+        await stack.enter_async_context(valkey.serving(demo.valkey_folder, demo.valkey, say))
+
+    return start
 
 
 def _check_installed() -> None:
@@ -122,14 +140,17 @@ async def _answers(port: int) -> None:
 def _introduce(terminal: Terminal, demo: Demo, page: str) -> None:
     terminal.say(f"  page   {page}")
     terminal.say(f"  data   {demo.data}")
-    terminal.say(f"  logs   {demo.log}, {demo.data / 'log' / 'nats-server.log'}")
+    broker_log = demo.valkey_folder / "valkey.log" if demo.valkey else demo.data / "log" / "nats-server.log"
+    terminal.say(f"  logs   {demo.log}, {broker_log}")
     terminal.say("  stop   Ctrl-C; what is stored stays, the next start goes on with it")
 
 
 def _next_steps(terminal: Terminal, demo: Demo, page: str) -> None:
     tidings = _command()
     terminal.say("Next, in another terminal, from any folder:")
-    terminal.say(f"  export TIDINGS_URL={shlex.quote(demo.url)}")
+    # A password belongs into no terminal: it stands in a file that nobody else can read.
+    url = f'"$(cat {shlex.quote(str(demo.valkey_folder / "url"))})"' if demo.valkey else shlex.quote(demo.url)
+    terminal.say(f"  export TIDINGS_URL={url}")
     if demo.foreign_database:
         from ..sql import masked
 
