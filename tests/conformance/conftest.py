@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+
+import needs
 
 pytest.register_assert_rewrite("tidings.conformance")  # before it is imported: a failing case then shows its values
 
 from conformance.nats_world import Cluster  # noqa: E402
 from conformance.report import PROPERTY, Tally  # noqa: E402
 from conformance.worlds import WORLDS  # noqa: E402
-from redis_server import RedisServer, debian_redis  # noqa: E402
+from redis_server import RedisServer  # noqa: E402
 from tidings.conformance import Case, World  # noqa: E402
 
 _tally = Tally()
@@ -36,9 +39,9 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """The redis-server of this machine; the first case starts it."""
-    binary = debian_redis()
+    binary = needs.redis_tools()
     assert binary is not None
-    made = RedisServer(tmp_path_factory.mktemp("redis"), binary)
+    made = RedisServer(tmp_path_factory.mktemp("redis"), Path(binary))
     yield made
     made.kill()
 
