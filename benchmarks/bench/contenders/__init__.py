@@ -69,6 +69,14 @@ ABOUT = {
         "as Tidings, with an outcome for each message of the batch",
         "one async handler that takes a Batch; the defaults of Bus (256)",
     ),
+    "tidings-redis": About(
+        "Tidings on Valkey",
+        "tidings_bus",
+        "valkey",
+        ("tidings", "redis"),
+        "as Tidings; every step is one function in the server",
+        "as Tidings",
+    ),
     "nats-callback": About(
         "bare nats-py, callback pull loop",
         "nats_callback",

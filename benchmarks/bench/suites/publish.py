@@ -10,6 +10,7 @@ from .samples import SLOW, published
 
 HOWS = {
     "tidings": ("sequential", "concurrent", "many"),
+    "tidings-redis": ("sequential", "concurrent", "many"),
     "nats-callback": ("sequential", "concurrent"),
     "faststream-nats": ("sequential", "concurrent"),
     "taskiq-nats": ("sequential", "concurrent"),
