@@ -62,11 +62,24 @@ local function begin(ns, incarnation)
     now = tonumber(time[1]) + tonumber(time[2]) / 1000000,
     version = found[2],
     roots = found[3],
-    bells = {},
+    bells = {}, -- to be rung at the end of the call
+    quiet = {}, -- those that need not be rung: something was there before
+    bytes = 0,
+    subjects = {},
   }
 end
 
-local function ring(s)
+-- What a call has counted is written down, and the bells are rung.
+local function finish(s)
+  if s.bytes ~= 0 then
+    redis.call('HINCRBY', key(s.ns, 'meta'), 'bytes', s.bytes)
+  end
+  for subject, count in pairs(s.subjects) do
+    if redis.call('HINCRBY', key(s.ns, 'subjects'), subject, count) <= 0 then
+      redis.call('HDEL', key(s.ns, 'subjects'), subject)
+    end
+  end
+  s.bytes, s.subjects = 0, {}
   for bell in pairs(s.bells) do
     redis.call('PUBLISH', key(s.ns, bell), '')
   end
@@ -99,7 +112,7 @@ local function offer(name, flags, act, once)
       return {args[1], cmsgpack.unpack(kept)}
     end
     local answer = act(s, args)
-    ring(s)
+    finish(s)
     if mark then
       redis.call('SET', mark, cmsgpack.pack(answer), 'PX', ANSWERED)
     end

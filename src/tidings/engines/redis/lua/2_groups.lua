@@ -119,9 +119,11 @@ end
 
 -- Who waits for a group found its queue empty, so only what comes into an empty queue has to wake somebody.
 local function wake(s, group)
-  if not s.bells[group.bell] and not group.paused and waiting(group) == 0 then
-    s.bells[group.bell] = true
+  if s.bells[group.bell] or s.quiet[group.bell] or group.paused then
+    return
   end
+  local asleep = waiting(group) == 0 and s.bells or s.quiet
+  asleep[group.bell] = true
 end
 
 local function give(s, group, position)

@@ -1,11 +1,9 @@
 -- The log: every body once, in a stream whose ids are the positions; what waits for its time; what is read.
 
+-- They are written in one order: s, t, h, b.
 local function fields(entry)
-  local found = {}
-  for place = 1, #entry[2], 2 do
-    found[entry[2][place]] = entry[2][place + 1]
-  end
-  return {subject = found.s, time = found.t, headers = found.h, body = found.b}
+  local found = entry[2]
+  return {subject = found[2], time = found[4], headers = found[6], body = found[8]}
 end
 
 local function position_of(entry)
@@ -27,8 +25,8 @@ local function append(s, subject, headers, body)
   -- Before all else: should anything below fail, the position is not given a second time.
   local position = redis.call('HINCRBY', meta, 'last', 1)
   redis.call('XADD', key(s.ns, 'log'), text(position) .. '-0', 's', subject, 't', precise(s.now), 'h', headers, 'b', body)
-  redis.call('HINCRBY', meta, 'bytes', size_of(subject, headers, body))
-  redis.call('HINCRBY', key(s.ns, 'subjects'), subject, 1)
+  s.bytes = s.bytes + size_of(subject, headers, body)
+  s.subjects[subject] = (s.subjects[subject] or 0) + 1
   for _, route in ipairs(routes_of(s, subject)) do
     for _, claim in ipairs(route.claims) do
       if reaches(claim, subject, position) then
@@ -52,6 +50,7 @@ local function wait_for_its_time(s, subject, id, due, headers, body)
   redis.call('ZADD', key(s.ns, 'later:order'), number, name)
   redis.call('ZADD', key(s.ns, 'later'), due, name)
   s.bells.later = true
+  s.waits = true
 end
 
 local function take_delayed(s, name)
@@ -66,6 +65,10 @@ end
 
 -- Whatever has waited for a moment that has come goes into the log.
 local function fall_due(s)
+  s.waits = redis.call('EXISTS', key(s.ns, 'later')) == 1
+  if not s.waits then
+    return
+  end
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', key(s.ns, 'later'), '-inf', precise(s.now), 'LIMIT', 0, STEP)) do
     local message = take_delayed(s, name)
     local position = append(s, message[1], message[4], message[5])
@@ -79,7 +82,7 @@ local function accept(s, subject, id, due, headers, body)
   local position = redis.call('GET', mark)
   if position then
     return {tonumber(position), 1}
-  elseif redis.call('HEXISTS', key(s.ns, 'later:messages'), subject .. ' ' .. id) == 1 then
+  elseif s.waits and redis.call('HEXISTS', key(s.ns, 'later:messages'), subject .. ' ' .. id) == 1 then
     return {0, 1}
   elseif due ~= '' and tonumber(due) > s.now then
     wait_for_its_time(s, subject, id, due, headers, body)
@@ -91,7 +94,7 @@ local function accept(s, subject, id, due, headers, body)
 end
 
 local function bytes_of(s)
-  return tonumber(redis.call('HGET', key(s.ns, 'meta'), 'bytes') or 0)
+  return tonumber(redis.call('HGET', key(s.ns, 'meta'), 'bytes') or 0) + s.bytes
 end
 
 -- limit, then for each message: subject, id, not before, headers, body

@@ -19,30 +19,54 @@ local function oldest(group, limit, below)
   return found
 end
 
-local function take_out(group, member, fresh)
-  if fresh then
-    redis.call('XDEL', group.fresh, member .. '-0')
-  else
-    redis.call('ZREM', group.ready, member)
+-- What was chosen leaves the queue and is leased: `changes` are pairs for `items`, then for `leased`.
+local function take_out(group, chosen, changes, until_when)
+  local fresh, ready, leases = {}, {}, {}
+  for _, found in ipairs(chosen) do
+    if found[2] then
+      fresh[#fresh + 1] = found[1] .. '-0'
+    else
+      ready[#ready + 1] = found[1]
+    end
+  end
+  if #fresh > 0 then
+    redis.call('XDEL', group.fresh, unpack(fresh))
+  end
+  if #ready > 0 then
+    redis.call('ZREM', group.ready, unpack(ready))
+  end
+  for place = 1, #changes, 2 do
+    leases[place], leases[place + 1] = until_when, changes[place]
+  end
+  if #changes > 0 then
+    redis.call('HSET', group.items, unpack(changes))
+    redis.call('ZADD', group.leased, unpack(leases))
   end
 end
 
--- Its entry as the group is to see it: subject, time, headers, body, first body.
-local function entry_of(s, group, member, item)
+-- Reads entries ahead, as the log has them, a few at a time because each may be large.
+local AHEAD = 32
+
+local function ahead(s, chosen, from)
+  local first, last = tonumber(chosen[from][1]), tonumber(chosen[math.min(from + AHEAD - 1, #chosen)][1])
+  local found = {}
+  if last - first < 2 * AHEAD then
+    for _, raw in ipairs(redis.call('XRANGE', key(s.ns, 'log'), text(first) .. '-0', text(last) .. '-0')) do
+      found[text(position_of(raw))] = raw[2]
+    end
+  end
+  return found
+end
+
+-- Its entry as the group is to see it: subject, time, headers, body, first body. `raw` is what was read ahead.
+local function entry_of(s, group, member, item, raw)
   if item and item[COPIED] == 1 then
     return cmsgpack.unpack(redis.call('HGET', group.copies, member))
+  elseif raw then
+    return {raw[2], raw[4], raw[6], raw[8]}
   end
   local entry = logged(s, tonumber(member))
   return entry and {entry.subject, entry.time, entry.headers, entry.body}
-end
-
-local function lease(s, group, member, token, item)
-  item = item or new_item('')
-  item[DELIVERIES] = item[DELIVERIES] + 1
-  item[TOKEN] = token
-  keep_item(group, member, item)
-  redis.call('ZADD', group.leased, precise(s.now + group.lease), member)
-  return item
 end
 
 -- Whether anything of the group is delayed, or in the hands of anybody but `holder`.
@@ -72,7 +96,8 @@ end
 -- group, limit, token, bytes: its lease, seconds until more may come, positions that are lost, deliveries
 offer('pull', {'allow-oom'}, function(s, args)
   fall_due(s)
-  local group, limit, token, room = group_of(s, args[3]), tonumber(args[4]), args[5], tonumber(args[6])
+  local group, token, room = group_of(s, args[3]), args[5], tonumber(args[6])
+  local limit = math.min(tonumber(args[4]), STEP)
   if group.paused or redis.call('EXISTS', key(s.ns, 'void:' .. token)) == 1 then
     return {precise(group.lease), '', {}, {}}
   end
@@ -81,17 +106,26 @@ offer('pull', {'allow-oom'}, function(s, args)
     return {precise(group.lease), rest(s, group), {}, {}}
   end
   local below = fill_step(s, group) and redis.call('HGET', group.fill, 'next')
-  local given, lost, size = {}, {}, 0
-  for _, found in ipairs(oldest(group, limit, below)) do
+  local found, given, lost, chosen, changes, size = oldest(group, limit, below), {}, {}, {}, {}, 0
+  local members, raw = {}, {}
+  for place, each in ipairs(found) do
+    members[place] = each[1]
+  end
+  local items = #found > 0 and redis.call('HMGET', group.items, unpack(members))
+  for place, member in ipairs(members) do
     if size > room then
       break
     end
-    local member = found[1]
-    local item = item_of(group, member)
-    local entry = entry_of(s, group, member, item)
-    take_out(group, member, found[2])
+    if place % AHEAD == 1 then
+      raw = ahead(s, found, place)
+    end
+    local item = items[place] and cmsgpack.unpack(items[place]) or new_item('')
+    local entry = entry_of(s, group, member, item, raw[member])
+    chosen[#chosen + 1] = found[place]
     if entry then
-      item = lease(s, group, member, token, item)
+      item[DELIVERIES], item[TOKEN] = item[DELIVERIES] + 1, token
+      local at = #changes
+      changes[at + 1], changes[at + 2] = member, cmsgpack.pack(item)
       size = size + #entry[3] + #entry[4]
       given[#given + 1] = {
         tonumber(member), entry[1], entry[2], entry[3], entry[4],
@@ -102,6 +136,7 @@ offer('pull', {'allow-oom'}, function(s, args)
       lost[#lost + 1] = tonumber(member)
     end
   end
+  take_out(group, chosen, changes, precise(s.now + group.lease))
   s.bells[group.bell] = nil
   return {precise(group.lease), below and '0' or rest(s, group), lost, given}
 end)

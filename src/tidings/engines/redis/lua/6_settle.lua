@@ -3,13 +3,13 @@
 -- A letter: subject, time, headers, body, first body or false, reason, failure, attempts, died, replay.
 local BODY, FIRST, REASON, LETTER_FAILURE, LETTER_ATTEMPTS, DIED, LETTER_REPLAY = 4, 5, 6, 7, 8, 9, 10
 
-local function give_up(s, group, member, item)
-  if redis.call('ZREM', group.leased, member) == 0 then
-    redis.call('ZREM', group.ready, member) -- its lease had ended, and nobody has taken it since
+local function give_up(s, group, members, copied)
+  if redis.call('ZREM', group.leased, unpack(members)) < #members then
+    redis.call('ZREM', group.ready, unpack(members)) -- a lease had ended, and nobody has taken it since
   end
-  redis.call('HDEL', group.items, member)
-  if item[COPIED] == 1 then
-    redis.call('HDEL', group.copies, member)
+  redis.call('HDEL', group.items, unpack(members))
+  if copied then
+    redis.call('HDEL', group.copies, unpack(members))
   end
   let_go(s, group)
 end
@@ -71,18 +71,20 @@ end
 
 -- for each: kind, group, position, token, crashes before, delay (or what it is parked behind), failure, reason, attempts
 offer('settle', {'allow-oom'}, function(s, args)
-  local counted = 0
+  local ended = {} -- group -> members, and whether one of them has a copy
   for place = 3, #args, 9 do
     local kind, name, member, token, crashes, delay, failure, reason, attempts = unpack(args, place, place + 8)
+    local ends = ended[name] or {members = {}, known = {}, copied = false}
     local group, item = held(s, name, member, token)
-    if group then
-      counted = counted + 1
+    if group and not ends.known[member] then
       item[CRASHES], item[KEPT] = tonumber(crashes), 0
-      if kind == 'done' then
-        give_up(s, group, member, item)
-      elseif kind == 'dead' then
-        die(s, group, member, item, reason, failure, attempts)
-        give_up(s, group, member, item)
+      if kind == 'done' or kind == 'dead' then
+        if kind == 'dead' then
+          die(s, group, member, item, reason, failure, attempts)
+        end
+        ends.group, ends.known[member], ends.copied = group, true, ends.copied or item[COPIED] == 1
+        ends.members[#ends.members + 1] = member
+        ended[name] = ends
       elseif kind == 'park' then
         park(s, group, member, item, tonumber(delay))
       else
@@ -93,7 +95,10 @@ offer('settle', {'allow-oom'}, function(s, args)
       end
     end
   end
-  return counted
+  for _, ends in pairs(ended) do
+    give_up(s, ends.group, ends.members, ends.copied)
+  end
+  return 0
 end)
 
 -- group, position, token, crashes before, delay, failure ('' for none): its attempts

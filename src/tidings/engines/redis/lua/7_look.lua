@@ -70,17 +70,15 @@ end
 
 -- filter, first, below: how many went, and where to go on, or 0 at the end
 offer('purge', {'allow-oom'}, function(s, args)
-  local log, meta, below = key(s.ns, 'log'), key(s.ns, 'meta'), tonumber(args[5])
+  local log = key(s.ns, 'log')
   local page = redis.call('XRANGE', log, args[4] .. '-0', '(' .. args[5] .. '-0', 'COUNT', STEP / 5)
   local gone = 0
   for _, raw in ipairs(page) do
     local position, entry = position_of(raw), fields(raw)
     if matches(args[3], entry.subject) and not is_needed(s, position, entry.subject) then
       redis.call('XDEL', log, raw[1])
-      redis.call('HINCRBY', meta, 'bytes', -size_of(entry.subject, entry.headers, entry.body))
-      if redis.call('HINCRBY', key(s.ns, 'subjects'), entry.subject, -1) <= 0 then
-        redis.call('HDEL', key(s.ns, 'subjects'), entry.subject)
-      end
+      s.bytes = s.bytes - size_of(entry.subject, entry.headers, entry.body)
+      s.subjects[entry.subject] = (s.subjects[entry.subject] or 0) - 1
       gone = gone + 1
     end
   end

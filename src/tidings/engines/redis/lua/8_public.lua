@@ -42,7 +42,7 @@ redis.register_function{
     else
       position = accept(s, subject, id, '', headers, body)[1]
     end
-    ring(s)
+    finish(s)
     return position
   end),
 }
