@@ -45,37 +45,39 @@ def main(argv: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="tidings-crash-"))
     server = Server(Path(tempfile.mkdtemp(prefix="tidings-pg-")))
     began = time.monotonic()
+    done: list[Found] = []
+
+    def tell(found: Found) -> None:
+        """One cell is done; the table is written each time, so that a run that is cut off has not been for nothing."""
+        say(f"{found.cell.label}: {found.kills} kills, {'sound' if found.sound else 'NOT SOUND'}")
+        for what in (*found.doubled, *found.missing, *found.other)[:20]:
+            say(f"  {what}")
+        done.append(found)
+        done.sort(key=lambda one: cells.index(one.cell))
+        if chosen.table:
+            chosen.table.write_text(page(done, seed), encoding="utf-8")
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started
     print(f"seed {seed}, {len(cells)} cells, {chosen.kills} kills each, in {folder}", flush=True)
     try:
         server.create()
         server.start()
-        found = asyncio.run(run.run(cells, chosen.kills, folder, server, seed=seed, lanes=chosen.lanes, tell=tell))
+        asyncio.run(run.run(cells, chosen.kills, folder, server, seed=seed, lanes=chosen.lanes, tell=tell))
     finally:
         server.stop(signal.SIGQUIT)
         shutil.rmtree(server.folder)
-    shown = table(found)
-    print(f"{shown}\n{sum(one.kills for one in found):,} kills in {time.monotonic() - began:,.0f} s")
-    if chosen.table:
-        chosen.table.write_text(page(shown, found, seed), encoding="utf-8")
-    if not all(one.sound for one in found):
+    print(f"{table(done)}\n{sum(one.kills for one in done):,} kills in {time.monotonic() - began:,.0f} s")
+    if not all(one.sound for one in done):
         return 1
     shutil.rmtree(folder)
     return 0
-
-
-def tell(found: Found) -> None:
-    say(f"{found.cell.label}: {found.kills} kills, {'sound' if found.sound else 'NOT SOUND'}")
-    for word in ("doubled", "missing", "other"):
-        for what in getattr(found, word)[:20]:
-            say(f"  {word}: {what}")
 
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def page(shown: str, found: Sequence[Found], seed: int) -> str:
+def page(found: Sequence[Found], seed: int) -> str:
     kills, operations = sum(one.kills for one in found), sum(one.operations for one in found)
     return f"""# Crash matrix
 
@@ -96,9 +98,10 @@ Embedded nats-server with an fsync for each publish, SQLite with `synchronous=FU
 functions: psycopg) and `synchronous_commit=on`. The memory engine dies with its process: what a crash means on it is
 shown by `a_redelivery_changes_nothing` and the other cases in [guarantees.md](guarantees.md).
 
-{shown}
+{table(found)}
 
-{kills:,} kills, {operations:,} operations. Made by `./test crash-matrix --kills {found[0].kills}`, seed {seed}, on
+{len(found)} of {len(CELLS)} cells, {kills:,} kills, {operations:,} operations. Made by
+`./test crash-matrix --kills {found[0].kills}`, seed {seed}, on
 {date.today():%Y-%m-%d}, {platform.system()}, Python {platform.python_version()}. `./test` runs the same matrix with one
 kill in each cell.
 

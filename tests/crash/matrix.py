@@ -151,7 +151,7 @@ class Running:
         else:
             await self._post(child, operations)
         died = await child.ended(2.0) is not None
-        status = await child.stop() if died else await child.stop(signal.SIGKILL)
+        status = await child.stop(signal.SIGKILL)
         if status != -signal.SIGKILL:
             self.found.other.append(f"a process ended with {status}, see {self.job.log}")
         return died

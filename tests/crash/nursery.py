@@ -7,6 +7,7 @@ This process has no threads and no event loop; what it has imported is all that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -110,8 +111,9 @@ class Child:
 
     async def stop(self, number: signal.Signals = signal.SIGTERM, within: float = 30.0) -> int:
         """End it; its exit status."""
-        if self.alive:
-            os.kill(self._pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just died, and its status is on its way here
+            if self.alive:
+                os.kill(self._pid, number)
         status = await self.ended(within)
         if status is None:
             os.kill(self._pid, signal.SIGKILL)
