@@ -89,6 +89,15 @@ def test_what_is_not_stored_yet_does_not_come_back() -> None:
     assert list(lanes.releases()) == [[2]]
 
 
+def test_what_keeps_coming_does_not_hold_up_what_is_parked() -> None:
+    """While later messages of the key are on their way aside, those before them come back."""
+    lanes = Lanes()
+    for position in (1, 2, 4):
+        lanes.known_parked("a", position)
+    assert lanes.arrived(delivery(3)) == 1
+    assert list(lanes.releases()) == [[1, 2]]
+
+
 def test_one_that_was_lost_is_waited_for() -> None:
     """Behind a message whose lease has ended nothing runs before it has come again."""
     lanes = Lanes()

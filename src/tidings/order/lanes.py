@@ -62,11 +62,13 @@ class Lane:
 
     def released(self) -> list[int]:
         """The next of those that were set aside that may come back."""
-        if self.head is not None or self.coming or self.parking or not self.parked:
+        if self.head is not None or self.coming or not self.parked:
             return []
         if self.waiting and self.waiting[0].entry.position < self.parked[0]:
             return []
-        free = bisect_left(self.parked, self.dead[0]) if self.dead else len(self.parked)
+        # What is on its way aside must not be overtaken, nor may it, as it keeps coming, hold up those before it.
+        stop = min([*self.dead[:1], *self.parking], default=None)
+        free = len(self.parked) if stop is None else bisect_left(self.parked, stop)
         return self.parked[: min(free, TOGETHER)]
 
     def forget(self, position: int) -> None:
