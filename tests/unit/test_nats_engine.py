@@ -88,6 +88,20 @@ async def test_second_namespace_on_the_same_roots(start: Start) -> None:
     await start(namespace="other", roots=("other.>",))
 
 
+@pytest.mark.parametrize("count", [3, 10])
+async def test_what_is_there_is_asked_for_once(start: Start, count: int) -> None:
+    """A pull that does not wait ends at once, also while requests of one that waits are still open."""
+    engine = await start()
+    await engine.declare([group()])
+    await engine.publish([event(number) for number in range(3)])
+    taken: list[Delivery] = []
+    while len(taken) < 3:
+        taken += await engine.pull("g", count, 30.0)
+    async with asyncio.timeout(1.5):
+        for _ in range(3):
+            assert await engine.pull("g", 100, 0.0) == []
+
+
 async def test_roots_are_merged(start: Start) -> None:
     """Many processes that add roots at the same time lose none of them, and old ones stay."""
     engines = await asyncio.gather(*(start(roots=(f"r{n}.>",)) for n in range(6)))

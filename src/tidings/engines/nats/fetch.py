@@ -24,6 +24,8 @@ class Fetch:
         """Messages that the open request may still bring; 0 when none is open."""
         self.missing = False
         """The server says that the consumer is not there."""
+        self.brief = False
+        """The request asked only for what was there already: its end is near."""
         self.flowing = False
         """The last request brought all that it asked for: more may well be waiting."""
         self._link = link
@@ -49,7 +51,8 @@ class Fetch:
         self._number += 1
         request: dict[str, int | bool] = {"batch": batch}
         wait = min(wait, _LONGEST)
-        if wait < 0.001:
+        self.brief = wait < 0.001
+        if self.brief:
             request["no_wait"] = True
         else:
             request["expires"] = int(wait * NS)

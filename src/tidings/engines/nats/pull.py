@@ -113,6 +113,8 @@ class Puller:
                 await asyncio.sleep(0.01)
                 continue
             asked = True
+            if left <= 0 and not self._asking:
+                continue  # a longer request is open: what was there has come
             # With `wait` 0 the server answers at once; should it not, it is gone.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._patience(left)):
@@ -197,7 +199,7 @@ class Puller:
 
     @property
     def _asking(self) -> bool:
-        return bool(self._doubtful) or any(fetch.open for fetch in self._fetches.values())
+        return bool(self._doubtful) or any(fetch.brief and fetch.open for fetch in self._fetches.values())
 
     async def _start(self) -> None:
         """Subscribe, if this is the first pull or the first after `stop`. Raises `Conflict` for an unknown group."""
