@@ -16,6 +16,7 @@ from .each import Each
 from .engine import Delivery, Done, Outcome, Outgoing, Release
 from .handling import Handling, answering, line_of
 from .hands import Receiver
+from .logs import message_context
 from .message import Message
 from .outage import Away, Outage
 from .outbox import Relay
@@ -117,10 +118,11 @@ class Gathering(Each):
 
     def judged(self, work: Work, error: BaseException) -> Outcome:
         """What becomes of one that has failed by itself."""
-        try:
-            return self.handling.judged(work.delivery, error)
-        except Away as trouble:
-            return self._after(trouble, work.delivery, work.mark)
+        with message_context(**work.named()):
+            try:
+                return self.handling.judged(work.delivery, error)
+            except Away as trouble:
+                return self._after(trouble, work.delivery, work.mark)
 
     def away(self, trouble: Away, part: Part, run: Run) -> list[Part]:
         """What all of them need is not there."""

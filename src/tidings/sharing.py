@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from .engine import Delivery, Outgoing
-from .handling import Handling, TimeUp, answering, being_handled, inbox_key
-from .logs import message_context
-from .message import Message
+from .handling import Handling, TimeUp, answering, in_transaction, inbox_key
+from .logs import name_message
+from .message import Message, current_message
 from .pace import LONGEST, Pace
 from .turns import Turns, watched
 from .unit import Member, Shared
@@ -31,6 +31,16 @@ class Work:
         self.key = inbox_key(message)
         self.waits = False
         """Whether it waits for the others and not for something of its own."""
+
+    def named(self) -> dict[str, Any]:
+        """What log lines say of it."""
+        message = self.message
+        return {
+            "message_id": message.id,
+            "subject": message.subject,
+            "group": message.group,
+            "attempt": self.delivery.attempts + 1,
+        }
 
 
 class Round:
@@ -104,17 +114,18 @@ class Round:
         return self._stopping() or (bool(self.done) and self._clock.monotonic() - self._start > LONGEST)
 
     async def _handle(self, work: Work) -> None:
-        delivery, message = work.delivery, work.message
-        fields = {"message_id": message.id, "subject": message.subject, "group": message.group}
-        with message_context(**fields, attempt=delivery.attempts + 1), being_handled(message, True):
-            member = self._shared.member(partial(self._meet, work) if self._pace.meets else None)
-            try:
-                result = await self._called(work, member)
-                staged = self._handling.follow_ups(result, message)
-                await member.join()
-            except (Exception, asyncio.CancelledError, SystemExit) as error:
-                self._failed(work, member, error)
-                return
+        """In a context of its own."""
+        name_message(work.named)
+        current_message.set(work.message)
+        in_transaction.set(True)
+        member = self._shared.member(partial(self._meet, work) if self._pace.meets else None)
+        try:
+            result = await self._called(work, member)
+            staged = self._handling.follow_ups(result, work.message) if result is not None else []
+            await member.join()
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
+            self._failed(work, member, error)
+            return
         self._pace.took(self._clock.monotonic() - self._since)
         self.done.append((work, staged))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionm
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 import tidings
+from tidings.clock import SystemClock
+from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.sql import units_for
-from tidings.testing import TestBus
+from tidings.testing import TestBus, attached
 
 if TYPE_CHECKING:
     from databases import Place
@@ -549,3 +552,46 @@ async def test_a_refused_row_in_a_batch_is_found_one_by_one(app: App) -> None:
     handled = await app.handle(list(range(60)))
     assert handled.letters == [b'{"number":42}']
     assert await app.numbers() == [number for number in range(60) if number != 42]
+
+
+async def test_three_handlers_are_three_connections(postgresql: Place) -> None:
+    """Three hundred clients post three thousand events at once, and three workers save them all: never more than three
+    transactions of the handler are open, whatever the number of clients. The relay's own are counted apart."""
+    clock = SystemClock()
+    store = MemoryStore(clock)
+    apps = [App(postgresql, sync=False) for _ in range(3)]
+    for app in apps:
+
+        @app.bus.on(New, group="save")
+        async def save(new: New, db: AsyncSession) -> None:
+            await db.execute(text("SET LOCAL application_name = 'save-handler'"))
+            db.add(Item(number=new.number))
+
+    most, looks = 0, 0
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'save-handler'"
+
+    async def post(bus: tidings.Bus, client: int) -> None:
+        for number in range(10):
+            await bus.publish(New(number=10 * client + number))
+
+    async with AsyncExitStack() as stack:
+        await apps[0].start()
+        running = []
+        for app in apps:
+            engine = MemoryEngine(store)
+            await engine.open()
+            stack.push_async_callback(app.stop)
+            stack.push_async_callback(engine.close)
+            running.append(await stack.enter_async_context(attached(app.bus, engine, clock)))
+            await running[-1].work()
+        watching = postgresql.engine(isolation_level="AUTOCOMMIT")
+        stack.push_async_callback(watching.dispose)
+        watcher = await stack.enter_async_context(watching.connect())
+        clients = [asyncio.create_task(post(apps[client % 3].bus, client)) for client in range(300)]
+        while (await apps[0].rows(select(func.count()).select_from(Item)))[0][0] < 3000:
+            most = max(most, (await watcher.execute(text(query))).scalar_one())
+            looks += 1
+        await asyncio.gather(*clients)
+        assert await apps[0].numbers() == list(range(3000))
+    assert 1 <= most <= 3
+    assert looks > 3
