@@ -18,7 +18,9 @@ from typing import Any
 
 import tidings.each
 import tidings.engines.nats.publish
+import tidings.engines.nats.sending
 import tidings.engines.nats.settle
+import tidings.gathering
 import tidings.handling
 import tidings.order.hands
 import tidings.order.lanes
@@ -27,6 +29,7 @@ import tidings.retry
 import tidings.sql.store
 import tidings.sql.units
 from tidings.engine import Dead, Done, Stored
+from tidings.engines.nats.link import Disconnected
 from tidings.errors import DecodeError
 
 # What is replaced, as what it is here: things without types.
@@ -38,6 +41,8 @@ retry: Any = tidings.retry
 store: Any = tidings.sql.store
 units: Any = tidings.sql.units
 each: Any = tidings.each
+gathering: Any = tidings.gathering
+sending: Any = tidings.engines.nats.sending
 order_lanes: Any = tidings.order.lanes
 order_hands: Any = tidings.order.hands
 
@@ -118,38 +123,34 @@ def after_dead_letter(crash: Crash) -> None:
     """Between the dead letter being written and its original being acknowledged."""
     acknowledge = settle.Settler._acknowledge
 
-    async def killed(self: Any, outcome: Any, gone: bool) -> None:
-        if isinstance(outcome, Dead):
+    async def killed(self: Any, outcomes: Any, gone: Any) -> None:
+        if any(isinstance(outcome, Dead) for outcome in outcomes):
             crash.here()
-        await acknowledge(self, outcome, gone)
+        await acknowledge(self, outcomes, gone)
 
     settle.Settler._acknowledge = killed
 
 
 def answer_lost(crash: Crash) -> None:
     """The server's answer to a publish does not arrive; the framework has to ask again."""
-    take = publish.Publisher._take
+    answered = sending.Sender.answered
 
-    async def lost(self: Any, waiting: list[Any], results: list[Any]) -> Any:
-        if crash.due():
-            await waiting[0][1]
-            waiting.pop(0)
-            return False
-        return await take(self, waiting, results)
+    def lost(self: Any, flight: Any, answer: Any) -> None:
+        answered(self, flight, Disconnected("the answer was lost") if crash.due() else answer)
 
-    publish.Publisher._take = lost
+    sending.Sender.answered = lost
 
 
 def terminated(crash: Crash) -> None:
     """SIGTERM while the slow operation is being handled, and no grace."""
-    run = handling.Handling._run
+    run = handling.Handling.run
 
-    async def ended(self: Any, delivery: Any, message: Any) -> Any:
-        if b'"slow"' in delivery.entry.body and self.handler.options.group == "apply" and crash.due():
+    async def ended(self: Any, message: Any, unit: Any) -> Any:
+        if getattr(message.data, "kind", "") == "slow" and message.group == "apply" and crash.due():
             asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGTERM)
-        return await run(self, delivery, message)
+        return await run(self, message, unit)
 
-    handling.Handling._run = ended
+    handling.Handling.run = ended
 
 
 # Defects --------------------------------------------------------------------------------------------------------------
@@ -216,13 +217,13 @@ def no_sweep(crash: Crash) -> None:
 
 def new_id_on_retry(crash: Crash) -> None:
     """Each try of a publish is a message of its own to the server."""
-    send = publish.Publisher._send
+    addressed = sending.Sender._addressed
 
-    async def renamed(self: Any, message: Any, late: bool) -> Any:
-        other = type(message)(message.subject, message.body, message.headers, uuid.uuid4().hex, message.not_before)
-        return await send(self, other, late)
+    def renamed(self: Any, item: Any) -> Any:
+        subject, headers = addressed(self, item)
+        return subject, {**headers, "Nats-Msg-Id": uuid.uuid4().hex}
 
-    publish.Publisher._send = renamed
+    sending.Sender._addressed = renamed
 
 
 def acknowledged_unsent(crash: Crash) -> None:
@@ -253,12 +254,12 @@ def ack_on_decode_error(crash: Crash) -> None:
 
 def ack_on_handler_error(crash: Crash) -> None:
     """What fails is taken for handled."""
-    handling.Handling._judged = lambda self, delivery, error: Done(delivery)
+    handling.Handling.judged = lambda self, delivery, error: Done(delivery)
 
 
 def ack_on_cancel(crash: Crash) -> None:
     """What is cancelled when the worker stops is taken for handled."""
-    each.Release = lambda delivery, delay=0.0: Done(delivery)
+    each.Release = gathering.Release = lambda delivery, delay=0.0: Done(delivery)
 
 
 def no_retry(crash: Crash) -> None:

@@ -31,10 +31,10 @@ DEFECTIVE = [
     Planted("ack_before_commit", "before_commit@20", "lost"),
     Planted("inbox_apart", "before_commit@20", "lost"),
     Planted("no_inbox", "after_commit@20", "doubled"),
-    Planted("marked_before_sending", "before_sending@10", "lost"),
-    Planted("staged_nowhere", "before_sending@10", "lost"),
-    Planted("no_sweep", "before_sending@10", "lost"),
-    Planted("new_id_on_retry", "answer_lost@20", "doubled"),
+    Planted("marked_before_sending", "before_sending@3", "lost"),
+    Planted("staged_nowhere", "", "lost"),
+    Planted("no_sweep", "before_sending@3", "lost"),
+    Planted("new_id_on_retry", "answer_lost@10", "doubled"),
     Planted("acknowledged_unsent", "", "lost"),
     Planted("ack_on_decode_error", "", "lost"),
     Planted("ack_on_handler_error", "", "lost"),
@@ -48,7 +48,7 @@ DEFECTIVE = [
     Planted("child_left_behind", "", "other"),
 ]
 SOUND = [Planted("", point) for point in dict.fromkeys(["", *(planted.point for planted in DEFECTIVE)])]
-PUBLISHING = ("answer_lost@20", "new_id_on_retry", "acknowledged_unsent")
+PUBLISHING = ("answer_lost@10", "new_id_on_retry", "acknowledged_unsent")
 """What is armed in the publisher; everything else in the worker."""
 Judged: TypeAlias = Callable[[Planted], Verdict]
 
