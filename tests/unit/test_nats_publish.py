@@ -221,6 +221,19 @@ async def test_delayed_ones_among_many(start: Start) -> None:
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.parametrize("fsyncs", [True, False])
+async def test_a_large_call_lets_others_pass(start: Start, fsyncs: bool) -> None:
+    """A call of many thousands takes turns with single ones: they do not wait for its end. Its own order stands."""
+    engine = await start(fsyncs=fsyncs)
+    large = asyncio.create_task(engine.publish([event(n) for n in range(10 * LARGEST)]))
+    await asyncio.sleep(0)
+    [small] = await engine.publish([event("small")])
+    assert small.position <= 4 * LARGEST
+    positions = [place.position for place in await large]
+    assert positions == sorted(positions)
+    assert len(set(positions)) == 10 * LARGEST
+
+
 async def test_what_is_under_way_is_bounded(server: NatsServer) -> None:
     """However many publish at once, a few megabytes at most are written ahead of a server that does not read; when it
     reads again all are stored."""

@@ -31,9 +31,11 @@ _PAUSES: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.5)
 class Call:
     """One caller: its messages, and what became of them."""
 
-    __slots__ = ("future", "left", "results", "sent", "until", "why")
+    __slots__ = ("behind", "future", "left", "results", "sent", "until", "why")
 
     def __init__(self, count: int, until: float) -> None:
+        self.behind: list[Item] = []
+        """What has not queued up yet, the last one first: a large call takes its turn like others."""
         self.future: asyncio.Future[list[Stored]] = asyncio.get_running_loop().create_future()
         self.until = until
         self.results: list[Stored | None] = [None] * count
@@ -69,13 +71,15 @@ class Call:
 class Item:
     """One message of a call."""
 
-    __slots__ = ("call", "index", "late", "message", "size")
+    __slots__ = ("call", "index", "last", "late", "message", "size")
 
     def __init__(self, call: Call, index: int, message: Outgoing, size: int, late: bool) -> None:
         self.call = call
         self.index = index
         self.message = message
         self.size = size
+        self.last = False
+        """More of its call queue up when it leaves."""
         self.late = late
         """It goes to Control and waits there. Decided once: a repeat by the other way would be stored again."""
 
@@ -125,7 +129,6 @@ class Sender:
         self._batch: Flight | None = None
         self._count = 0
         self._bytes = 0
-
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Task[None] | None = None
@@ -136,8 +139,11 @@ class Sender:
         """Store them. Cancelled, what is under way may still be stored, and what is not is dropped."""
         call = Call(len(messages), asyncio.get_running_loop().time() + self._patience)
         self._calls[call] = None
-        for index, message in enumerate(messages):
-            self._waiting.append(Item(call, index, message, sizes[index], late[index]))
+        items = [Item(call, index, message, sizes[index], late[index]) for index, message in enumerate(messages)]
+        self._waiting.extend(items[:LARGEST])
+        if len(items) > LARGEST:
+            items[LARGEST - 1].last = True
+            call.behind = items[: LARGEST - 1 : -1]
         if not self._scheduled:
             self._board()
             self._schedule()  # whoever comes before the loop turns travels together
@@ -148,6 +154,21 @@ class Sender:
             del self._calls[call]
 
     # --- boarding ---
+
+    def _queue_up(self, call: Call) -> None:
+        """Let the next of a call stand in line, at the end: as many as make a batch."""
+        if call.future.done():
+            return
+        self._waiting.extend(reversed(call.behind[-LARGEST:]))
+        del call.behind[-LARGEST:]
+        self._waiting[-1].last = bool(call.behind)
+
+    def _take(self) -> Item | None:
+        """The first in line, or None when its caller has gone."""
+        item = self._waiting.popleft()
+        if item.last:
+            self._queue_up(item.call)
+        return None if item.call.future.done() else item
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -192,8 +213,7 @@ class Sender:
         if self._count and self._count + len(self._waiting) > self._pace.few:
             return None  # they will be a batch when those that are under way have arrived
         while self._waiting:
-            item = self._waiting.popleft()
-            if not item.call.future.done():
+            if (item := self._take()) is not None:
                 return Flight(self, (item,))
         return None
 
@@ -202,11 +222,10 @@ class Sender:
         items: list[Item] = []
         room = _BYTES - self._bytes
         while self._waiting and len(items) < LARGEST:
-            item = self._waiting[0]
-            if items and (item.late or item.size > room):
+            if items and (self._waiting[0].late or self._waiting[0].size > room):
                 break
-            self._waiting.popleft()
-            if item.call.future.done():
+            item = self._take()
+            if item is None:
                 continue
             items.append(item)
             room -= item.size
