@@ -9,8 +9,8 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Protocol
 
 
@@ -123,14 +123,29 @@ class ManualClock:
             await asyncio.sleep(0)
 
 
-@asynccontextmanager
-async def timeout(clock: Clock, seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
+class timeout:  # noqa: N801  (used as `asyncio.timeout` is; a class costs a third of a generator)
     """`asyncio.timeout`, measured by `clock`; raises `TimeoutError`, and then what it yields says `expired()`."""
-    async with asyncio.timeout(None) as scope:
-        loop = asyncio.get_running_loop()
-        timer = None if seconds is None else clock.call_later(seconds, lambda: scope.reschedule(loop.time()))
-        try:
-            yield scope
-        finally:
-            if timer is not None:
-                timer.cancel()
+
+    __slots__ = ("_clock", "_scope", "_seconds", "_timer")
+
+    def __init__(self, clock: Clock, seconds: float | None) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._scope = asyncio.timeout(None)
+        self._timer: Timer | None = None
+
+    async def __aenter__(self) -> asyncio.Timeout:
+        await self._scope.__aenter__()
+        if self._seconds is not None:
+            self._timer = self._clock.call_later(self._seconds, self._over)
+        return self._scope
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._scope.__aexit__(kind, error, trace)
+
+    def _over(self) -> None:
+        self._scope.reschedule(asyncio.get_running_loop().time())

@@ -14,7 +14,7 @@ from ...subjects import check_subject, matches, normalise
 from .connection import Frame, OnFrame
 from .link import Disconnected, Link
 from .services import Endpoint, Services
-from .wire import check_headers, clean
+from .wire import check_headers, clean, size_of
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -133,7 +133,7 @@ class Live:
             log.exception("the responder of %s failed; the asker will run into its timeout", frame.subject)
 
     def _fits(self, subject: str, body: bytes, headers: Headers) -> None:
-        size = len(subject) + len(body) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+        size = len(subject) + len(body) + size_of(headers)
         if size > self._limit():
             raise TooLarge(size, self._limit())
 
