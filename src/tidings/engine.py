@@ -43,7 +43,7 @@ KEEP_LEASE: Final = 0.0
 """As a group's lease: what the group has already, or the default for a new one."""
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A message on its way into the log."""
 
     subject: str
@@ -55,7 +55,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     """Seconds since 1970 before which no group gets it; None is now."""
 
 
-class Stored(msgspec.Struct, frozen=True):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """Where a published message stands in the log."""
 
     position: int

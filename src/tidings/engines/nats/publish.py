@@ -12,7 +12,7 @@ from .api import JetStream
 from .layout import Layout
 from .link import Denied
 from .pace import Pace
-from .sending import Sender
+from .sending import Item, Sender
 from .wire import check
 
 
@@ -39,28 +39,27 @@ class Publisher:
         """See `Engine.publish`."""
         if not messages:
             return []
-        sizes = [check(message, limit) for message in messages]
+        now = self._clock.time()
+        items = [Item(message, check(message, limit), now) for message in messages]
         for message in messages:
             if not within(self.roots, message.subject):
                 raise InvalidMessage(
                     f"{message.subject!r} is in none of the namespace's roots ({', '.join(self.roots)}): "
                     "nobody would store it"
                 )
-        await self._admit(sum(sizes))
-        now = self._clock.time()
-        late = [message.not_before is not None and message.not_before > now for message in messages]
+        await self._admit(sum([item.size for item in items]))
         new = [
-            index
-            for index, message in enumerate(messages)
-            if message.not_before is None or late[index] or not await self._came_due(message)
+            place
+            for place, item in enumerate(items)
+            if item.message.not_before is None or item.late or not await self._came_due(item.message)
         ]
-        if len(new) == len(messages):
-            return await self._sender.send(messages, sizes, late)
-        results = [Stored(0, duplicate=True)] * len(messages)
+        if len(new) == len(items):
+            return await self._sender.send(items)
+        results = [Stored(0, duplicate=True)] * len(items)
         if new:
-            of_new = ([messages[i] for i in new], [sizes[i] for i in new], [late[i] for i in new])
-            for index, stored in zip(new, await self._sender.send(*of_new), strict=True):
-                results[index] = stored
+            answers = await self._sender.send([items[place] for place in new])
+            for place, stored in zip(new, answers, strict=True):
+                results[place] = stored
         return results
 
     async def _came_due(self, message: Outgoing) -> bool:

@@ -28,13 +28,16 @@ _BYTES: Final = 4 * 1024 * 1024
 _PAUSES: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.5)
 
 
+_NONE: Final[list[Item]] = []
+
+
 class Call:
     """One caller: its messages, and what became of them."""
 
     __slots__ = ("behind", "future", "left", "results", "sent", "until", "why")
 
     def __init__(self, count: int, until: float) -> None:
-        self.behind: list[Item] = []
+        self.behind: list[Item] = _NONE
         """What has not queued up yet, the last one first: a large call takes its turn like others."""
         self.future: asyncio.Future[list[Stored]] = asyncio.get_running_loop().create_future()
         self.until = until
@@ -73,14 +76,14 @@ class Item:
 
     __slots__ = ("call", "index", "last", "late", "message", "size")
 
-    def __init__(self, call: Call, index: int, message: Outgoing, size: int, late: bool) -> None:
-        self.call = call
-        self.index = index
+    def __init__(self, message: Outgoing, size: int, now: float) -> None:
+        self.call: Call
+        self.index = 0
         self.message = message
         self.size = size
         self.last = False
         """More of its call queue up when it leaves."""
-        self.late = late
+        self.late = message.not_before is not None and message.not_before > now
         """It goes to Control and waits there. Decided once: a repeat by the other way would be stored again."""
 
 
@@ -135,15 +138,16 @@ class Sender:
         self._name = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
-    async def send(self, messages: Sequence[Outgoing], sizes: Sequence[int], late: Sequence[bool]) -> list[Stored]:
+    async def send(self, items: Sequence[Item]) -> list[Stored]:
         """Store them. Cancelled, what is under way may still be stored, and what is not is dropped."""
-        call = Call(len(messages), asyncio.get_running_loop().time() + self._patience)
+        call = Call(len(items), asyncio.get_running_loop().time() + self._patience)
         self._calls[call] = None
-        items = [Item(call, index, message, sizes[index], late[index]) for index, message in enumerate(messages)]
+        for index, item in enumerate(items):
+            item.call, item.index = call, index
         self._waiting.extend(items[:LARGEST])
         if len(items) > LARGEST:
             items[LARGEST - 1].last = True
-            call.behind = items[: LARGEST - 1 : -1]
+            call.behind = list(items[: LARGEST - 1 : -1])
         if not self._scheduled:
             self._board()
             self._schedule()  # whoever comes before the loop turns travels together
