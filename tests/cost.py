@@ -21,6 +21,7 @@ from tidings.engines.nats.pace import Pace
 
 FIGURES = Path(__file__).with_name("cost.json")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_TIMES = 4
 MARGIN = 1.1
 """How far above its stored figure a count may be: a loop that turns once more or less, a timer that fires."""
 ELSEWHERE = 1.5
@@ -125,7 +126,7 @@ async def figures() -> dict[str, float]:
             found[f"publish at once, as {way}"] = await counted(at_once, 400)
             found[f"publish_many, as {way}"] = await counted(many, 400)
         await bus.work()
-        await handle(2 * 100 + 8 * 400)
+        await handle((1 + _TIMES) * (100 + 4 * 400))
         await settled()
         found["publish_many and handle"] = await counted(through, 400)
         found["request and reply"] = await counted(ask, 100)
@@ -133,10 +134,14 @@ async def figures() -> dict[str, float]:
 
 
 async def counted(work: Callable[[int], Awaitable[None]], count: int) -> float:
+    """The least of some measurements: on a busy machine messages come in smaller pieces, and each piece costs."""
     await work(count)  # caches are filled, late imports done
-    with Counter() as counter:
-        await work(count)
-    return round(counter.count / count, 1)
+    counts = []
+    for _ in range(_TIMES):
+        with Counter() as counter:
+            await work(count)
+        counts.append(counter.count)
+    return round(min(counts) / count, 1)
 
 
 def stored() -> dict[str, dict[str, float]]:
