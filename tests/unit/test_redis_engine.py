@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 from msgspec.structs import replace
 
 from redis_server import RedisServer
-from tidings.engine import Claim, Dead, Done, Failure, Group, Outgoing, Release
+from tidings.engine import Claim, Dead, Done, Failure, Group, Headers, Outgoing, Release, Reply
 from tidings.engines.redis import Address, RedisEngine, probe
+from tidings.engines.redis.library import library
+from tidings.engines.redis.permissions import rule
 from tidings.errors import ConfigError, EngineUnavailable, InvalidMessage, NoNamespace, StoreFull
 
 FAILURE = Failure("ValueError", "not today")
@@ -87,11 +90,23 @@ async def test_a_server_that_hides_its_settings(server: RedisServer, start: Star
     assert "secret" not in engine.description + repr(address)
 
 
-async def test_the_documented_permissions_are_enough(server: RedisServer, start: Start) -> None:
-    """A user with the rights that docs/redis.md lists publishes, handles, listens and asks; nothing less is listed."""
-    page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
-    rule = next(line for line in page.splitlines() if line.startswith("ACL SETUSER"))
-    await server.ask(*rule.replace("SECRET", "secret").split())
+def test_the_rule_names_what_is_used_and_nothing_else() -> None:
+    """Every command that our functions call is allowed, none that they do not call, and the page shows that rule."""
+    assert rule("tidings") in (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+    used = {name.lower() for name in re.findall(r"redis\.call\('(\w+)'", library())}
+    allowed = {word[1:] for word in rule("tidings").split() if word.startswith("+")}
+    ours = allowed - used
+    assert used <= allowed
+    assert {word.partition("|")[0] for word in ours} == {
+        *("ping", "info", "select", "config", "client", "fcall", "function", "pubsub"),
+        *("subscribe", "psubscribe", "unsubscribe", "punsubscribe"),
+    }
+
+
+@pytest.mark.parametrize("live", [(), ("live.*", "ask.>")])
+async def test_the_printed_permissions_are_enough(server: RedisServer, start: Start, live: tuple[str, ...]) -> None:
+    """A user with the rights that are printed publishes, handles, listens and asks, on the channels it was given."""
+    await server.ask(*rule("tidings", live).replace("SECRET", "secret").split())
     engine = await start(replace(server.address, user="tidings", password="secret"))
     await engine.declare([GROUP])
     async with engine.listen(["live.*"]) as signals:
@@ -101,8 +116,18 @@ async def test_the_documented_permissions_are_enough(server: RedisServer, start:
         assert await engine.redrive(await engine.dead_letters()) == 1
         assert await engine.broadcast("live.room", b"hello", {}) == 1
         await anext(signals)
+        async with engine.serve("ask.me", "g", _echo):
+            assert (await engine.request("ask.me", b"x", {}, 5.0)).body == b"x"
+        if live:
+            with pytest.raises(EngineUnavailable, match="doctor --permissions"):
+                await engine.broadcast("elsewhere.room", b"", {})
     assert (await engine.stats()).messages == 1
     assert (await engine.space()).used > 0
+    assert (await server.ask("ACL", "LOG")).startswith(b"*0" if not live else b"*")
+
+
+async def _echo(subject: str, body: bytes, headers: Headers) -> Reply:
+    return Reply(body, headers)
 
 
 async def test_a_replica_is_refused(tmp_path: Path, server: RedisServer, start: Start) -> None:

@@ -19,7 +19,7 @@ from . import options, output
 @click.command()
 @click.option("--database-url", metavar="URL", help="[TIDINGS_DATABASE_URL]")
 @click.option("--port", type=click.IntRange(1, 65535), multiple=True, help="Also see whether this port is free.")
-@click.option("--permissions", is_flag=True, help="Only print what NATS users of the namespace have to be allowed.")
+@click.option("--permissions", is_flag=True, help="Only print what users of the namespace have to be allowed.")
 @click.option("--user", type=click.Choice(USERS), multiple=True, help="With --permissions: of this user only.")
 @click.option("--live", metavar="SUBJECT", multiple=True, help="With --permissions: a channel or request subject.")
 @options.as_json
@@ -39,7 +39,7 @@ def doctor(
 
     With --permissions it asks nobody: it prints users for the configuration of an external nats-server, made from the
     settings' namespace and roots. `publish` may publish, ask and read, `work` is for workers and the command line,
-    `admin` may also delete the namespace's streams.
+    `admin` may also delete the namespace's streams. With a redis:// URL it prints the one ACL rule of the namespace.
     """
     options.configure_logs("error")
     current = options.settings()
@@ -65,10 +65,27 @@ def doctor(
 def _put_permissions(settings: Settings, users: Sequence[User], live: Sequence[str], as_json: bool) -> None:
     from ..engines.nats.layout import Layout
 
-    layout = Layout(engines.parse(settings.url, settings.namespace).namespace, settings.roots)
     for subject in live:
         check_filter(subject)
+    place = engines.parse(settings.url, settings.namespace)
+    if place.kind == "redis":
+        _put_redis_rule(place, users, live, as_json)
+        return
+    layout = Layout(place.namespace, settings.roots)
     if as_json:
         output.put_json({user: granted(user, layout, live) for user in users})
     else:
         output.put(configuration(layout, users, live))
+
+
+def _put_redis_rule(place: engines.Place, users: Sequence[User], live: Sequence[str], as_json: bool) -> None:
+    if users != USERS:
+        raise click.UsageError("Redis cannot keep a publisher from erasing: there is one kind of user, without --user")
+    engines.redis_address(place)  # says what to install
+    from ..engines.redis.permissions import rule
+
+    found = rule(place.namespace, live)
+    if as_json:
+        output.put_json({"rule": found})
+    else:
+        output.put(found)

@@ -72,6 +72,11 @@ def _glob(filter: str) -> str:
     return re.sub(r"[\[\]?\\^]", r"\\\g<0>", filter).replace(">", "*")
 
 
+def channels_of(filter: str) -> tuple[str, str]:
+    """What is listened to for a filter, as the server names or globs it."""
+    return _glob(filter), _HEADERS + _glob(filter)
+
+
 class _Listener:
     def __init__(self, filters: Sequence[str]) -> None:
         self._filters = filters

@@ -46,9 +46,10 @@ def judged(error: ResponseError, address: Address) -> Exception:
         return Again(f"{address.shown} cannot write to its disk and takes nothing until it can: {words}")
     if word in _BUSY:
         return Again(f"{address.shown}: {text}")
-    if isinstance(error, NoPermissionError) or word == "NOPERM":
+    if isinstance(error, NoPermissionError) or word == "NOPERM" or "ACL failure" in text:
         return EngineUnavailable(
-            f"{address.shown}: the user of this connection may not do this ({text}): docs/redis.md says what it needs"
+            f"{address.shown}: the user of this connection may not do this ({text}): "
+            "`tidings doctor --permissions` prints what it needs"
         )
     if word == "MOVED":
         return EngineUnavailable(f"{address.shown} is part of a cluster, on which a namespace cannot live yet")
