@@ -66,8 +66,7 @@ def test_behind_a_dead_letter_the_key_is_parked_until_it_comes_back() -> None:
     assert (running(lanes), list(lanes.releases())) == ([1], [])
     lanes.done(back)
     assert list(lanes.releases()) == [[2, 3, 4]]
-    newest = delivery(5)
-    assert lanes.arrived(newest) is None
+    assert lanes.arrived(delivery(5)) == 2, "in hand it could take the room of those that come"
     for position in (3, 2, 4):
         lanes.arrived(delivery(position))
     assert running(lanes) == [2]
@@ -105,9 +104,9 @@ def test_one_that_was_lost_is_waited_for() -> None:
     lanes.arrived(head)
     lanes.arrived(second)
     running(lanes)
-    lanes.lost(head)
-    assert running(lanes) == []
-    lanes.arrived(delivery(1))
+    assert lanes.lost(head) == [second]
+    assert (running(lanes), lanes.busy) == ([], 0)
+    assert lanes.arrived(delivery(1)) is None
     assert running(lanes) == [1]
 
 
@@ -190,7 +189,7 @@ class _Model:
                 self.parking += self.lanes.rests(one)
                 self.resting.append(one)
             case 2:
-                self.lanes.lost(one)
+                self.parking += self.lanes.lost(one)
                 self.again.append(one)
             case _:
                 self.lanes.done(one)

@@ -106,7 +106,8 @@ class InOrder:
     def drop(self, delivery: Delivery) -> None:
         self._hands.drop(delivery)
         if self.lanes.runs(delivery):
-            self.lanes.lost(delivery)
+            for behind in self.lanes.lost(delivery):
+                self._set_aside(behind, delivery.entry.position)
         self.go_on()
 
     def put(self, outcome: Outcome) -> None:

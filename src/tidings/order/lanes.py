@@ -57,7 +57,8 @@ class Lane:
         """Behind what a message has to be set aside; None if it need not."""
         if self.resting and self.head is not None and self.head.entry.position < position:
             return self.head.entry.position
-        aside = [*self.dead[:1], *self.parked[:1], *self.parking]
+        # Kept in hand behind one that is still to come, they could take the room that it needs.
+        aside = [*self.dead[:1], *self.parked[:1], *self.parking, *self.coming]
         return min((each for each in aside if each < position), default=None)
 
     def released(self) -> list[int]:
@@ -150,11 +151,13 @@ class Lanes:
         insort(lane.dead, delivery.entry.position)
         return self._set_aside(key, lane)
 
-    def lost(self, delivery: Delivery) -> None:
-        """It was given up without an outcome, and will be handed out again."""
+    def lost(self, delivery: Delivery) -> list[Delivery]:
+        """It was given up without an outcome, and will be handed out again. Returns those in hand that have to be set
+        aside."""
+        key = key_of(delivery.entry)
         lane = self._end(delivery)
         lane.coming.add(delivery.entry.position)
-        self._look(key_of(delivery.entry))
+        return self._set_aside(key, lane)
 
     def rests(self, delivery: Delivery) -> list[Delivery]:
         """It waits here for its next try. Returns those in hand that have to be set aside."""
