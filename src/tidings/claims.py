@@ -50,6 +50,10 @@ class Claimant(msgspec.Struct, frozen=True):
     """Its claims of before it was removed and declared again: history, which it does not get a second time."""
     ordered: bool = False
     """Whether its messages keep their order; once declared, only a person takes it back."""
+    lease: float = KEEP_LEASE
+    """Seconds of its deliveries' leases."""
+    anew: bool = False
+    """The engine's group is still the one of before: it has to be forgotten before this one is declared."""
 
     @property
     def ever(self) -> tuple[Claim, ...]:
@@ -65,10 +69,10 @@ class Ledger(msgspec.Struct, frozen=True):
     readers: dict[str, tuple[str, ...]] = {}
     """Subjects that somebody reads without a group (push): not alarmed as unclaimed."""
 
-    def living(self, lease: float) -> list[Group]:
+    def living(self) -> list[Group]:
         """The groups as the engine is told them."""
         return [
-            Group(name, claimant.claims, lease, claimant.paused, claimant.ordered)
+            Group(name, claimant.claims, claimant.lease, claimant.paused, claimant.ordered)
             for name, claimant in self.groups.items()
             if not claimant.removed
         ]
@@ -144,28 +148,19 @@ async def declare(
 ) -> Ledger:
     """Add groups (and readers) to the ledger and make sure that the engine has all living groups.
 
+    `lease` is that of the groups declared here. Where another process works for one of them it only gets longer:
+    shorter than that process believes it would end under its hands.
     Safe from many processes at once; a crash in between is mended by the next declaration of anybody.
     """
     while True:
         ledger, revision = await load(engine)
-        wanted = await _joined(engine, ledger, wishes, readers or {})
-        if wanted == ledger and revision:
-            break
-        if await _write(engine, wanted, revision):
-            ledger = wanted
-            break
-    await engine.declare(ledger.living(lease))
-    return ledger
+        wanted = await _joined(engine, ledger, wishes, readers or {}, lease)
+        if (wanted == ledger and revision) or await _write(engine, wanted, revision):
+            return await _agree(engine, wanted)
 
 
 async def change(
-    engine: Engine,
-    group: str,
-    *,
-    lease: float,
-    paused: bool | None = None,
-    removed: bool = False,
-    ordered: bool | None = None,
+    engine: Engine, group: str, *, paused: bool | None = None, removed: bool = False, ordered: bool | None = None
 ) -> None:
     """Pause, resume, remove or order a group. Raises `ConfigError` for one the ledger does not know."""
     while True:
@@ -178,11 +173,10 @@ async def change(
             break
     if removed:
         await engine.forget(group)
-    else:
-        await engine.declare([g for g in wanted.living(lease) if g.name == group])
+    await _agree(engine, wanted)
 
 
-async def restart(engine: Engine, group: str, *, lease: float, name: str, filters: Sequence[str]) -> None:
+async def restart(engine: Engine, group: str, *, name: str, filters: Sequence[str]) -> None:
     """Let a group go on as `name` with these filters only, behind everything it has handled. What it claimed stays its
     history: nothing of that looks unclaimed, and nothing comes a second time.
 
@@ -204,12 +198,38 @@ async def restart(engine: Engine, group: str, *, lease: float, name: str, filter
             )
         begun = tuple(Claim(filter, stats.last + 1) for filter in filters)
         groups = {**ledger.groups, group: msgspec.structs.replace(old, removed=True)}
-        groups[name] = Claimant(begun, old.emits, old.paused, past=old.ever, ordered=old.ordered)
+        groups[name] = Claimant(
+            begun, old.emits, old.paused, past=old.ever, ordered=old.ordered, lease=old.lease, anew=name == group
+        )
         wanted = msgspec.structs.replace(ledger, groups=groups)
         if await _write(engine, wanted, revision):
             break
-    await engine.forget(group)
-    await engine.declare([each for each in wanted.living(lease) if each.name == name])
+    if name != group:
+        await engine.forget(group)
+    await _agree(engine, wanted)
+
+
+async def _agree(engine: Engine, ledger: Ledger) -> Ledger:
+    """Make the engine agree with the ledger, as it stands when that is done: who paused or removed a group meanwhile
+    has perhaps told the engine before we told it the older state."""
+    while True:
+        anew = {name: claimant for name, claimant in ledger.groups.items() if claimant.anew and not claimant.removed}
+        for name in anew:
+            await engine.forget(name)
+        await engine.declare(ledger.living())
+        now, revision = await load(engine)
+        for name, claimant in now.groups.items():
+            if claimant.removed and name in ledger.groups and not ledger.groups[name].removed:
+                await engine.forget(name)
+        if now.living() == ledger.living():
+            if not anew:
+                return now
+            begun = {name: msgspec.structs.replace(now.groups[name], anew=False) for name in anew}
+            now = msgspec.structs.replace(now, groups={**now.groups, **begun})
+            if await _write(engine, now, revision):
+                return now
+            now, _ = await load(engine)
+        ledger = now
 
 
 def _living(ledger: Ledger, group: str) -> Claimant:
@@ -222,15 +242,16 @@ def _living(ledger: Ledger, group: str) -> Claimant:
 
 async def mend(engine: Engine) -> Ledger:
     """The ledger, after the engine was made to agree with it: groups whose declaration was cut off are declared, and
-    those that somebody declared again while they were being removed are removed."""
+    those whose removal was cut off are removed."""
     while True:
         ledger, revision = await load(engine)
-        await engine.declare(ledger.living(KEEP_LEASE))
+        ledger = await _agree(engine, ledger) if revision else ledger
         for name in (await engine.stats()).groups:
             claimant = ledger.groups.get(name)
             if claimant is not None and claimant.removed:
                 await engine.forget(name)
-        if (await load(engine))[1] == revision:
+        now, _ = await load(engine)
+        if now == ledger:
             return ledger
 
 
@@ -292,7 +313,7 @@ def _why_not(ledger: Ledger, name: str, claimant: Claimant, entry: Entry) -> str
 
 
 async def _joined(
-    engine: Engine, ledger: Ledger, wishes: Sequence[Wish], readers: dict[str, tuple[str, ...]]
+    engine: Engine, ledger: Ledger, wishes: Sequence[Wish], readers: dict[str, tuple[str, ...]], lease: float
 ) -> Ledger:
     """The ledger with the wishes added. The log's end is read first: what is stored later belongs to the new claims."""
     groups = dict(ledger.groups)
@@ -310,13 +331,20 @@ async def _joined(
             claims.append(await _begin(engine, ledger, wish, filter, last))
         emits = tuple(dict.fromkeys((*old.emits, *wish.emits)))
         ordered = wish.ordered or (old.ordered and not old.removed)
+        kept = old.lease if lease < old.lease and await _at_work(engine, wish.name) else lease
         groups[wish.name] = msgspec.structs.replace(
-            old, claims=tuple(claims), emits=emits, removed=False, ordered=ordered
+            old, claims=tuple(claims), emits=emits, removed=False, ordered=ordered, lease=kept
         )
     merged = dict(ledger.readers)
     for name, filters in readers.items():
         merged[name] = tuple(dict.fromkeys((*merged.get(name, ()), *filters)))
     return msgspec.structs.replace(ledger, groups=groups, readers=merged)
+
+
+async def _at_work(engine: Engine, group: str) -> bool:
+    """Whether somebody asks for messages of the group, or has some in hand."""
+    counts = (await engine.stats()).groups.get(group)
+    return counts is not None and bool(counts.pulling or counts.leased)
 
 
 async def _begin(engine: Engine, ledger: Ledger, wish: Wish, filter: str, last: int) -> Claim:

@@ -147,8 +147,8 @@ async def test_a_worker_needs_what_is_printed(server: NatsServer, api: Any) -> N
         assert await engine.bury([left]) == 1
         assert await engine.discard([left]) == 1
         await until(lambda: {0, 1, 4, 7, "swept"} <= set(done), "everything is handled")
-        await claims.change(engine, "pack", lease=2.0, paused=True)
-        await claims.change(engine, "pack", lease=2.0, paused=False)
+        await claims.change(engine, "pack", paused=True)
+        await claims.change(engine, "pack", paused=False)
         assert await bus.request(Count()) > 0
         await bus.broadcast("shop.prices", {"tea": 1})
         await until(lambda: "heard" in done, "the channel is heard")
@@ -158,8 +158,8 @@ async def test_a_worker_needs_what_is_printed(server: NatsServer, api: Any) -> N
         assert await engine.replay("pack", entries[:1], "again") == 1
         await until(lambda: done.count(0) == 2, "the replay")
     async with Bus("other", url=url(server, "work"), roots=["events.>", "orders.>"]) as other:
-        await claims.restart(other.engine, "pack", lease=2.0, name="packing", filters=["events.shop.ordered"])
-        await claims.change(other.engine, "sweep", lease=2.0, removed=True)
+        await claims.restart(other.engine, "pack", name="packing", filters=["events.shop.ordered"])
+        await claims.change(other.engine, "sweep", removed=True)
         assert await other.engine.purge("events.>", 1, 3) > 0
         worker = await api("work")
         await tidy(worker, LAYOUT, SystemClock(), kept=0.0)

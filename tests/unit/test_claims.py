@@ -231,7 +231,7 @@ async def test_a_removed_groups_history_stays_claimed(world: World) -> None:
     """Removing a group does not make a thousand alarms of what it had handled."""
     await world.declare(Wish("g", ("events.a",)))
     await world.publish("events.a")
-    await claims.change(world.engine, "g", lease=30, removed=True)
+    await claims.change(world.engine, "g", removed=True)
     assert await world.unclaimed() == {}
     with pytest.raises(tidings.Conflict):
         await world.take("g")
@@ -244,7 +244,7 @@ async def test_a_group_that_returns_does_not_get_its_history_again(world: World)
     await world.declare(Wish("g", ("events.a",)))
     await world.publish("events.a", "events.b", "events.a")
     assert await world.take("g") == [1, 3]
-    await claims.change(world.engine, "g", lease=30, removed=True)
+    await claims.change(world.engine, "g", removed=True)
     await world.declare(Wish("g", ("events.*",)))
     assert await world.take("g") == [2], "only what it had never claimed"
     assert await world.unclaimed() == {}
@@ -257,22 +257,22 @@ async def test_a_group_that_returns_does_not_get_its_history_again(world: World)
 async def test_pausing_is_kept_over_restarts(world: World) -> None:
     """A paused group gets nothing until a person resumes it, however often its processes start."""
     await world.declare(Wish("g", ("events.a",)))
-    await claims.change(world.engine, "g", lease=30, paused=True)
+    await claims.change(world.engine, "g", paused=True)
     await world.declare(Wish("g", ("events.a",)))
     await world.publish("events.a")
     assert await world.take("g") == []
-    await claims.change(world.engine, "g", lease=30, paused=False)
+    await claims.change(world.engine, "g", paused=False)
     assert await world.take("g") == [1]
 
 
 async def test_changing_an_unknown_group_names_the_known_ones(world: World) -> None:
     """A misspelt group is answered with those there are; a removed one is none of them."""
     with pytest.raises(tidings.ConfigError, match="no group 'x'; there are: none"):
-        await claims.change(world.engine, "x", lease=30, paused=True)
+        await claims.change(world.engine, "x", paused=True)
     await world.declare(Wish("save", ("events.a",)), Wish("old", ("events.a",)))
-    await claims.change(world.engine, "old", lease=30, removed=True)
+    await claims.change(world.engine, "old", removed=True)
     with pytest.raises(tidings.ConfigError, match=r"there are: save$"):
-        await claims.change(world.engine, "old", lease=30, paused=True)
+        await claims.change(world.engine, "old", paused=True)
 
 
 async def test_an_unknown_layout_is_refused(world: World) -> None:
@@ -291,7 +291,7 @@ async def test_explain_says_why(world: World) -> None:
     await world.declare(Wish("first", ("events.a",)), Wish("b", ("events.b", "events.c")), Wish("old", ("events.a",)))
     await world.declare(Wish("late", ("events.a",)))
     await world.publish("events.a")
-    await claims.change(world.engine, "old", lease=30, removed=True)
+    await claims.change(world.engine, "old", removed=True)
     (delivery, _) = await world.engine.pull("first", 2, 0)
     await world.engine.settle([Done(delivery)])
     first = await world.explain(1)

@@ -81,14 +81,14 @@ async def test_pausing_holds_what_is_in_hand() -> None:
     async with TestBus(bus) as t:
         await bus.publish(Step(item="a", n=7))
         await t.settle()
-        engine, lease = await connected(t), bus.settings.lease
-        await tidings.claims.change(engine, "g", lease=lease, paused=True)
+        engine = await connected(t)
+        await tidings.claims.change(engine, "g", paused=True)
         await t.clock.advance(2)
         before = len(seen)
         await t.clock.advance(600)
         assert len(seen) == before
         broken = False
-        await tidings.claims.change(engine, "g", lease=lease, paused=False)
+        await tidings.claims.change(engine, "g", paused=False)
         await t.clock.advance(60)
         await t.settle()
         assert t.store.stats().groups["g"].pending == 0

@@ -160,8 +160,8 @@ async def test_removed_groups_do_not_come_back(scene: Scene) -> None:
     """A group that somebody declared again to the engine while it was being removed is removed by the next round."""
     await scene.declare("g", "events.>")
     ledger, _ = await claims.load(scene.engine)
-    await claims.change(scene.engine, "g", lease=30.0, removed=True)
-    await scene.engine.declare(ledger.living(30.0))
+    await claims.change(scene.engine, "g", removed=True)
+    await scene.engine.declare(ledger.living())
     await scene.janitor.run_once()
     assert (await scene.engine.stats()).groups == {}
 
@@ -278,7 +278,7 @@ async def test_nothing_goes_that_must_stay(seed: int) -> None:
         elif act == "declare" and chance.random() < 0.3:
             await scene.declare(f"g-{FILTERS.index(filter)}", filter)
         elif act == "remove" and names and chance.random() < 0.2:
-            await claims.change(scene.engine, chance.choice(names), lease=30.0, removed=True)
+            await claims.change(scene.engine, chance.choice(names), removed=True)
         elif act == "handle" and names:
             await scene.handle(chance.choice(names), chance.randint(1, 5))
         elif act == "sweep":

@@ -388,10 +388,10 @@ async def test_a_paused_schedule_runs_once_when_it_goes_on() -> None:
     async with Cluster() as cluster:
         engine = await cluster.engine()
         await cluster.join()
-        await claims.change(engine, "sweep", lease=30.0, paused=True)
+        await claims.change(engine, "sweep", paused=True)
         await cluster.clock.advance(95)
         assert await cluster.due() == []
-        await claims.change(engine, "sweep", lease=30.0, paused=False)
+        await claims.change(engine, "sweep", paused=False)
         await cluster.clock.advance(30)
         assert (await cluster.due())[0] >= 90.0
         assert len(await cluster.due()) <= 4
@@ -404,7 +404,7 @@ async def test_a_removed_schedule_ends_in_running_processes() -> None:
         await cluster.join()
         await cluster.clock.advance(10)
         await schedule.end(engine, "sweep")
-        await claims.change(engine, "sweep", lease=30.0, removed=True)
+        await claims.change(engine, "sweep", removed=True)
         await cluster.clock.advance(1000)
         assert await cluster.due() == [10.0]
         await cluster.join()

@@ -136,7 +136,7 @@ def resume(group: str, as_json: bool) -> None:
 async def _change(group: str, *, paused: bool) -> None:
     async with session() as engine:
         await _known(engine, group)
-        await claims.change(engine, group, lease=options.settings().lease, paused=paused)
+        await claims.change(engine, group, paused=paused)
 
 
 @groups.command()
@@ -163,7 +163,7 @@ async def _unorder(group: str, *, yes: bool) -> int:
         if term is not None and term.holder and (counts.pulling or counts.leased):
             raise Conflict(f"{group} has an active worker, {term.holder}: stop its workers first")
         output.confirm(f"Give up the order of {group}? {counts.parked} parked message(s) go back to it.", yes=yes)
-        await claims.change(engine, group, lease=options.settings().lease, ordered=False)
+        await claims.change(engine, group, ordered=False)
         count = 0
         while entries := await engine.parked(group):
             count += await engine.unpark(group, [entry.position for entry in entries])
@@ -200,7 +200,7 @@ async def _remove(group: str, *, discard: bool, dry_run: bool, yes: bool) -> tup
         if refused:
             raise Conflict(f"{what}: handle or redrive them first, or give them up with --discard-pending")
         output.confirm(f"{what}. Remove the group?", yes=yes)
-        await claims.change(engine, group, lease=options.settings().lease, removed=True)
+        await claims.change(engine, group, removed=True)
     return True, f"{group} is removed"
 
 
@@ -254,7 +254,7 @@ async def _restart(group: str, name: str, *, drop: Sequence[str], yes: bool) -> 
             raise Conflict(f"nothing would be left of {group}: remove it with tidings groups rm {group}")
         what = f"Rename {group} to {name}?" if name != group else f"Let {group} listen to {', '.join(left)} only?"
         output.confirm(what, yes=yes)
-        await claims.restart(engine, group, lease=options.settings().lease, name=name, filters=left)
+        await claims.restart(engine, group, name=name, filters=left)
     return left
 
 

@@ -150,7 +150,7 @@ async def _remove(name: str, *, discard: bool, dry_run: bool, yes: bool) -> tupl
             raise Conflict(f"{what}: let them finish or redrive them first, or give them up with --discard")
         output.confirm(f"{what}. Remove the schedule?", yes=yes)
         await schedule.end(engine, name)
-        await claims.change(engine, name, lease=options.settings().lease, removed=True)
+        await claims.change(engine, name, removed=True)
     return True, f"{name} is removed"
 
 

@@ -15,6 +15,7 @@ and `cases("seam", wired=False)` leaves them out where the worlds are made, so t
 from __future__ import annotations
 
 from . import (
+    agreeing,
     asking,
     attempts,
     claiming,
@@ -46,7 +47,7 @@ from .world import Link, WiredWorld, World
 __all__ = ["PATIENCE", "Case", "Layer", "Link", "WiredWorld", "World", "case", "cases", "eventually"]
 
 _THEMES = (
-    *(delivery, publishing, groups, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
+    *(delivery, publishing, groups, agreeing, settle, attempts, deadletters, lifecycle, faults, live, inspect, ledger),
     *(handling, stopping, talking, asking, receipts, claiming, database, together, retention, replay, upgrades),
     *(order, ordering),
 )  # importing them registers their cases

@@ -186,7 +186,7 @@ async def unclaimed_events_are_told(world: World) -> None:
         assert told == {A: 1, B: 2}
         async with process(world, shop.bus) as working:
             await _quiet(world, working, shop)
-        await claims.change(running.engine, "g", lease=world.lease, removed=True)
+        await claims.change(running.engine, "g", removed=True)
         ledger, _ = await claims.load(running.engine)
         told = {each.subject: each.count for each in await claims.unclaimed(running.engine, ledger)}
         assert told == {B: 2}
@@ -199,7 +199,7 @@ async def a_paused_group_waits_for_a_person(world: World) -> None:
     shop, again = (Shop(world, {"one": [A], "two": [A]}) for _ in range(2))
     async with process(world, web, work=False) as running:
         async with process(world, shop.bus):
-            await claims.change(running.engine, "one", lease=world.lease, paused=True)
+            await claims.change(running.engine, "one", paused=True)
             await _publish(web, "a1")
             await reached(world, lambda: bool(shop.got["two"]), "the other goes on")
         async with process(world, again.bus):
@@ -207,7 +207,7 @@ async def a_paused_group_waits_for_a_person(world: World) -> None:
             await reached(world, lambda: bool(again.got["two"]), "the other goes on")
             await world.wait(world.moment)
             assert (shop.got["one"], again.got["one"]) == ([], [])
-            await claims.change(running.engine, "one", lease=world.lease, paused=False)
+            await claims.change(running.engine, "one", paused=False)
             await reached(world, lambda: len(again.got["one"]) == 2, "it gets all")
     assert again.counted["one"] == ["a1", "a2"]
 

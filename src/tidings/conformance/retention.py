@@ -312,7 +312,7 @@ async def removed_group_holds_no_retention(world: World) -> None:
     await publish(engine, "a")
     keeper = janitor(world, engine)
     assert await keeper.run_once(world.clock.time() + 20 * DAY) == 0
-    await claims.change(engine, "g", lease=world.lease, removed=True)
+    await claims.change(engine, "g", removed=True)
     assert await keeper.run_once(world.clock.time() + 20 * DAY) == 1
 
 
