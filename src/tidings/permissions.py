@@ -84,14 +84,15 @@ def granted(user: User, layout: Layout, live: Sequence[str] = ()) -> dict[str, A
 
     `live`: the subjects of the application's channels and requests.
     """
-    heard = [*layout.roots, *live]
-    publish = [*heard, layout.who(">"), *_requests(_of("publish", layout))]
-    subscribe = [*heard, "_INBOX.>", layout.failed]
+    heard, asked_all = [*layout.roots, *live], [f"_g.{subject}" for subject in live]
+    askers = ["_r.*"] if live else []  # where one asker takes streams and what everybody answers
+    publish = [*heard, *asked_all, *askers, layout.who(">"), *_requests(_of("publish", layout))]
+    subscribe = [*heard, *askers, "_INBOX.>", layout.failed]
     if user != "publish":
         ours = [f"_t.{layout.namespace}.>", f"_s.{layout.namespace}.>"]
         acks = [f"$JS.ACK.{stream}.>" for stream in (layout.events, layout.control)]
         publish += [*ours, *acks, "_INBOX.>", layout.failed, *_requests(_of("work", layout))]
-        subscribe += [layout.who(">"), f"_s.{layout.namespace}.>"]
+        subscribe += [layout.who(">"), f"_s.{layout.namespace}.>", *asked_all, *(["$SRV.>"] if live else [])]
     if user == "admin":
         publish += _requests(_of("admin", layout))
     return {"publish": {"allow": publish}, "subscribe": {"allow": subscribe}}

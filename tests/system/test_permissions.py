@@ -150,6 +150,8 @@ async def test_a_worker_needs_what_is_printed(server: NatsServer, api: Any) -> N
         await claims.change(engine, "pack", paused=True)
         await claims.change(engine, "pack", paused=False)
         assert await bus.request(Count()) > 0
+        assert len(await bus.gather(Count(), wait=5, at_least=1)) == 1
+        assert [number async for number in bus.stream(Count())] != []
         await bus.broadcast("shop.prices", {"tea": 1})
         await until(lambda: "heard" in done, "the channel is heard")
         await log_id(engine)
