@@ -302,6 +302,15 @@ async def test_subjects_outside_the_roots_are_refused(start: Start) -> None:
     await more.publish([message("a", subject="orders.a")])
 
 
+@pytest.mark.parametrize("when", [float("nan"), float("inf"), 1e10])
+async def test_a_time_that_never_comes_is_refused(start: Start, when: float) -> None:
+    """A message that would wait for ever, or for no time at all, is refused before it is sent."""
+    engine = await start()
+    with pytest.raises(InvalidMessage, match="cannot wait"):
+        await engine.publish([Outgoing("events.a", b"", {}, "x", when)])
+    assert await engine.delayed(10) == []
+
+
 async def test_nobody_there_is_said_in_time() -> None:
     """Without a server `open` fails at once and names the address; so does the probe."""
     engine = RedisEngine(Address("127.0.0.1", 1))

@@ -14,6 +14,7 @@ from ...subjects import check_subject
 MAX_MESSAGE: Final = 1024 * 1024
 PAGE: Final = 4 * 1024 * 1024
 """Bytes that one answer may have before it is cut."""
+_FAR: Final = 9_000_000_000.0  # seconds since 1970: in 2255, the same as on other engines
 _MAX_HEADERS: Final = 40 * 1024
 _NAME: Final = re.compile(r"(?!nats-)[A-Za-z0-9-]{1,64}\Z", re.IGNORECASE)
 _VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?\Z")
@@ -26,6 +27,8 @@ def check(message: Outgoing) -> int:
     size = len(message.subject) + len(message.body) + check_headers(message.headers)
     if size > MAX_MESSAGE:
         raise TooLarge(size, MAX_MESSAGE)
+    if message.not_before is not None and not message.not_before < _FAR:
+        raise InvalidMessage(f"{message.subject}: a message cannot wait until {message.not_before!r}")
     return size
 
 
