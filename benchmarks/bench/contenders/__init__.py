@@ -77,6 +77,14 @@ ABOUT = {
         "as Tidings; every step is one function in the server",
         "as Tidings",
     ),
+    "tidings-redis-batch": About(
+        "Tidings on Valkey, batch",
+        "tidings_bus",
+        "valkey",
+        ("tidings", "redis"),
+        "as Tidings on Valkey, with an outcome for each message of the batch",
+        "one async handler that takes a Batch; the defaults of Bus (256)",
+    ),
     "nats-callback": About(
         "bare nats-py, callback pull loop",
         "nats_callback",

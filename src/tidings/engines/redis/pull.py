@@ -71,8 +71,11 @@ class Puller:
     async def _pull(self, limit: int, wait: float) -> list[Delivery]:
         loop = asyncio.get_running_loop()
         until, stops, looked = loop.time() + wait, self._stops, self._looked
+        if self._asking is None:
+            self._trouble = None  # of a question that was asked ahead, some time ago
         while self._stops == stops:
             if taken := self._take(limit):
+                self._ask_ahead(limit, taken)
                 return taken
             if (trouble := self._trouble) is not None:
                 self._trouble = None
@@ -86,12 +89,20 @@ class Puller:
             if self._stops != stops:
                 break
             if self._asking is None and (self._due or not answered):
-                self._due = False
-                self._asking = asyncio.create_task(self._ask(limit), name=f"tidings pull {self._group}")
+                self._begin(limit)
             await self._wait(changed, until)
         if self._closed:
             raise Closed("the engine was closed")
         return []
+
+    def _begin(self, limit: int) -> None:
+        self._due = False
+        self._asking = asyncio.create_task(self._ask(limit), name=f"tidings pull {self._group}")
+
+    def _ask_ahead(self, limit: int, taken: list[Delivery]) -> None:
+        """Where much waits, have the next ones fetched while these are handled."""
+        if len(taken) == limit > 1 and not self._buffer and self._asking is None and not self._closed:
+            self._begin(limit)
 
     async def _wait(self, changed: asyncio.Event, until: float) -> None:
         """Until something happened here, or may have happened at the server, or the time is over."""
