@@ -317,6 +317,24 @@ async def test_concurrent_commits_on_one_key_take_positions_in_their_order(postg
     await app.close()
 
 
+async def test_keys_of_one_transaction_are_locked_in_one_order(postgresql: Place) -> None:
+    """Two transactions that stage the same two keys, one call each and the other way round, both commit: at the commit
+    neither waits for a key of the other while it keeps one itself."""
+    app = await App.start(postgresql)
+    begun = asyncio.Barrier(2)
+
+    async def work(turn: int, keys: str) -> None:
+        async with app.sessions() as session, session.begin():
+            for number, key in enumerate(keys):
+                await app.units.outbox(session).stage([keyed(10 * turn + number, key)])
+            await begun.wait()
+
+    for turn in range(10):
+        await asyncio.gather(work(2 * turn, "abcdefgh"), work(2 * turn + 1, "hgfedcba"))
+    assert await app.sql("SELECT count(*) FROM tidings_outbox") == [(160,)]
+    await app.close()
+
+
 async def test_a_refused_message_holds_nobody_back(app: App) -> None:
     """What the engine does not take stays, with what it said, is left alone for a while, and its key goes on."""
     async with app.units.begin(AsyncSession) as unit:

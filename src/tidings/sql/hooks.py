@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, event
 
 from . import inplace
 
 log = logging.getLogger("tidings.sql")
+
+T = TypeVar("T")
 
 _FAILED: Final = "tidings-failed"
 _AFTER: Final = "tidings-after-commit"
@@ -42,11 +44,13 @@ def has_failed(connection: Connection) -> bool:
     return _FAILED in connection.info
 
 
-def before_commit(connection: Connection, callback: Callable[[Connection], object]) -> None:
-    """Call back with the connection as the last thing before the COMMIT of the transaction that is open now. What it
-    raises keeps the transaction from being committed."""
+def before_commit(
+    connection: Connection, callback: Callable[[Connection, list[T]], object], noted: Iterable[T]
+) -> None:
+    """Call back as the last thing before the COMMIT of the transaction that is open now: once, with the connection and
+    all that was noted for this callback. What it raises keeps the transaction from being committed."""
     watch(connection.engine)
-    connection.info.setdefault(_BEFORE, []).append(callback)
+    connection.info.setdefault(_BEFORE, {}).setdefault(callback, []).extend(noted)
 
 
 def after_commit(connection: Connection, callback: Callable[[], object]) -> None:
@@ -67,8 +71,8 @@ def _failed(context: Any) -> None:
 
 
 def _committing(connection: Connection) -> None:
-    for callback in connection.info.pop(_BEFORE, ()):
-        callback(connection)
+    for callback, noted in connection.info.pop(_BEFORE, {}).items():
+        callback(connection, noted)
 
 
 def _rolled_back(connection: Connection) -> None:

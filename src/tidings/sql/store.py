@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -138,12 +138,14 @@ class Store:
             lease = STAGED_FOR * self.lease_time
             rows = [{**self._common(), "lease": lease, **_row(message)} for message in messages]
             connection.execute(self._statement(connection, _STAGE), rows)
-            keys = {message.headers[KEY] for message in messages if KEY in message.headers}
-            if keys and not dialect_of(connection.dialect.name).one_writer:
-                hooks.before_commit(connection, partial(self._order, messages=messages, keys=keys))
+            keyed = any(KEY in message.headers for message in messages)
+            if keyed and not dialect_of(connection.dialect.name).one_writer:
+                hooks.before_commit(connection, self._order, messages)
             failpoints.here("outbox.staged")
 
-    def _order(self, connection: Connection, messages: Sequence[Outgoing], keys: Collection[str]) -> None:
+    def _order(self, connection: Connection, messages: Sequence[Outgoing]) -> None:
+        """For all that the transaction has staged, at once: so every transaction takes its locks in the same order."""
+        keys = {message.headers[KEY] for message in messages if KEY in message.headers}
         locks = sorted({_lock(self.tables.before, key) for key in keys})
         connection.execute(self._statement(connection, _LOCK_KEYS), {"locks": msgspec.json.encode(locks).decode()})
         parameters = {"keys": _identities(messages), "token": self.token}
