@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from nats_server import NatsServer
-from tidings.clock import SystemClock
+from tidings.clock import ManualClock, SystemClock
 from tidings.conformance.steps import heard
 from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, Reply, RetryAfter
 from tidings.engines.nats import Address, NatsEngine
@@ -606,6 +606,29 @@ async def test_settling_without_a_server(start: Start, server: NatsServer) -> No
 
     await until(settled)
     assert (await engine.stats()).groups["g"].leased == 0
+
+
+async def test_a_lease_that_ended_while_nobody_answered_is_not_renewed(start: Start, server: NatsServer) -> None:
+    """A renewal that had to wait for the server says nothing of a delivery whose lease ended meanwhile: it may be
+    somebody else's, whose lease that would be."""
+    clock = ManualClock()
+    engine = await start(clock=clock)
+    await engine.declare([group()])
+    await engine.publish([event(1), event(2)])
+    [over, kept] = await take(engine, 2)
+    server.kill()
+    await until(lambda: _is(not engine._js.link.connected))
+    kept.deadline += 60
+    renewing = asyncio.create_task(engine.extend([over, kept]))
+    await asyncio.sleep(0)
+    await clock.advance(40)
+    await server.start()
+    await renewing
+    assert over.deadline < clock.monotonic() < kept.deadline
+
+
+async def _is(value: bool) -> bool:
+    return value
 
 
 async def test_a_frozen_server_is_survived(start: Start, server: NatsServer) -> None:

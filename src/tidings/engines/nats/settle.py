@@ -84,11 +84,12 @@ class Settler:
 
     async def extend(self, deliveries: Sequence[Delivery], lease: Callable[[str], float]) -> None:
         """See `Engine.extend`."""
-        ours = [delivery for delivery in deliveries if self._ours(delivery)]
-        if not ours:
+        if not any(map(self._ours, deliveries)):
             return
         await self._link.ready(self._js.timeout)
+        # Asked behind the wait: a lease that ended meanwhile may be somebody else's, and it would be theirs.
         now = self._clock.monotonic()
+        ours = [delivery for delivery in deliveries if self._ours(delivery)]
         self._link.send_each([delivery.token.reply for delivery in ours], b"+WPI")
         await self._link.flush()
         for delivery in ours:
