@@ -133,7 +133,8 @@ class Responding:
                 if is_stopping():
                     raise
                 return _failed(error, "what the handler awaited was cancelled")
-            except Exception as error:
+            except (Exception, SystemExit) as error:
+                # An exit let out would end the event loop and leave a process that lives and does nothing.
                 return _failed(error, error_text(error))
 
     async def _run(self, message: Message[Any]) -> bytes:

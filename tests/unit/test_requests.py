@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -185,6 +186,22 @@ async def test_a_responder_that_is_cancelled_inside_answers() -> None:
     async with TestBus(bus):
         with pytest.raises(tidings.RemoteError, match=r"CancelledError: .*was cancelled"):
             await bus.request(Count())
+
+
+async def test_a_responder_that_exits_answers() -> None:
+    """`sys.exit` in a responder is an error reply, and the process goes on answering."""
+    bus = tidings.Bus("todo")
+
+    @bus.reply(Count)
+    async def count(question: Count) -> int:
+        if question.list_name:
+            sys.exit(question.list_name)
+        return 0
+
+    async with TestBus(bus):
+        with pytest.raises(tidings.RemoteError, match="SystemExit"):
+            await bus.request(Count("enough"))
+        assert await bus.request(Count("")) == 0
 
 
 async def test_a_responder_over_its_time_answers() -> None:
