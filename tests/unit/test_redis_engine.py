@@ -344,6 +344,20 @@ async def test_an_answer_never_goes_to_another_question(server: RedisServer, sta
         await asyncio.gather(*giving_up, return_exceptions=True)
 
 
+async def test_garbage_makes_nobody_deaf(server: RedisServer, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """What anybody says on the channels of our own, and is none of our words, is logged; the next question and its
+    answer are heard as ever."""
+    engine = await start()
+    async with engine.serve("ask.me", "g", _echo):
+        await engine.request("ask.me", b"1", {}, 5.0)
+        channels = re.findall(r"{tidings}:to:\S+", (await server.ask("PUBSUB", "CHANNELS")).decode())
+        assert len(channels) == 2
+        for channel in channels:
+            await server.ask("PUBLISH", channel, "who is there?")
+        assert (await engine.request("ask.me", b"2", {}, 2.0)).body == b"2"
+    assert caplog.text.count("could not be taken in") == 2
+
+
 async def _takes(engine: RedisEngine, body: str) -> bool:
     try:
         await engine.publish([message(body)])

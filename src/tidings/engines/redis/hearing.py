@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from ...errors import EngineUnavailable
 from .link import Line, Link
 from .wire import Wire
+
+log = logging.getLogger("tidings.engines.redis")
 
 OnMessage: TypeAlias = Callable[[str, bytes], None]
 """Takes the channel and what was said."""
@@ -128,7 +131,10 @@ class Hearing:
         if kind in _KINDS:
             pattern = _KINDS[kind]
             for ear in list(self._ears.get((pattern, push[1]), ())):
-                ear.on_message(push[-2].decode("utf-8", "replace"), push[-1])
+                try:
+                    ear.on_message(push[-2].decode("utf-8", "replace"), push[-1])
+                except Exception:  # who reads the wire would end with it
+                    log.exception("what was said on %s could not be taken in", ear.name)
         elif kind in (b"subscribe", b"psubscribe"):
             event = self._confirmed.get((kind == b"psubscribe", push[1]))
             if event is not None:
