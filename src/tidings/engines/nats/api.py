@@ -12,6 +12,7 @@ import msgspec
 from ...errors import EngineError, EngineUnavailable, InvalidMessage, StoreFull, Unconfirmed
 from .connection import Frame
 from .link import Denied, Disconnected, Link
+from .strangers import control_of, is_foreign
 
 NO_CONSUMER: Final = 10014
 NO_MESSAGE: Final = 10037
@@ -30,6 +31,7 @@ _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 _TRY: Final = 5.0
 """Seconds after which an answer counts as lost, with the server that would have given it, and is asked for again."""
 _BEHIND: Final = 0.01
+_ROUNDS: Final = 5
 PAGE: Final = 500
 _PAGE_BYTES: Final = 8 * 1024 * 1024
 
@@ -148,11 +150,30 @@ class JetStream:
         return any(b'"err_code":%d,' % code in frame.body[:400] for code in _LATER)
 
     async def store(self, subject: str, body: bytes, headers: dict[str, str]) -> Ack:
-        """Publish one message that carries its own condition, repeating it until answered.
+        """Publish one message that carries its own condition to Control, repeating it until answered.
 
         Raises `ApiError` (10071: the condition does not hold, perhaps because an earlier try was stored),
         `StoreFull`, `Unconfirmed`.
         """
+        for _ in range(_ROUNDS):
+            try:
+                return await self._store(subject, body, headers)
+            except ApiError as error:
+                conditioned = headers.get(f"{_EXPECT}-Subject", subject)
+                if error.code != WRONG_SEQUENCE or not await self.clear(conditioned):
+                    raise
+        raise EngineUnavailable(f"{subject}: what is not ours is written there without end")
+
+    async def clear(self, subject: str) -> bool:
+        """Remove from a subject of Control what is not ours; whether there was any."""
+        stream, found = control_of(subject), False
+        async for frames in self.pages(stream, subject, 1):
+            for frame in filter(is_foreign, frames):
+                await self.delete_message(stream, int(frame.header("Nats-Sequence")))
+                found = True
+        return found
+
+    async def _store(self, subject: str, body: bytes, headers: dict[str, str]) -> Ack:
         loop = asyncio.get_running_loop()
         until, pause, why, sent = loop.time() + self.timeout, 0.02, "no answer in time", False
         while (left := until - loop.time()) > 0:
@@ -249,7 +270,7 @@ class JetStream:
         return True
 
     async def last(self, stream: str, subject: str) -> Frame | None:
-        """The last message of a subject; sees every write that was confirmed."""
+        """The last message of ours on a subject of Control; sees every write that was confirmed."""
         return await self.found(await self.ask_last(stream, subject), stream, subject)
 
     async def ask_last(self, stream: str, subject: str) -> asyncio.Future[Frame] | None:
@@ -267,6 +288,9 @@ class JetStream:
 
     async def found(self, asked: asyncio.Future[Frame] | None, stream: str, subject: str) -> Frame | None:
         """What `ask_last` found; asks again when the answer was lost."""
+        return await self._ours(await self._found(asked, stream, subject), stream, subject)
+
+    async def _found(self, asked: asyncio.Future[Frame] | None, stream: str, subject: str) -> Frame | None:
         if not self._direct:
             return await self.message(stream, subject)
         try:
@@ -288,8 +312,18 @@ class JetStream:
         return None if frame.status == "404" or frame.header("Status") == "404" else frame
 
     async def message(self, stream: str, subject: str) -> Frame | None:
-        """The last message of a subject, read from the leader: sees every write that was confirmed."""
-        return await self._get(stream, {"last_by_subj": subject})
+        """The last message of ours on a subject of Control, read from the leader: sees every write that was
+        confirmed."""
+        return await self._ours(await self._get(stream, {"last_by_subj": subject}), stream, subject)
+
+    async def _ours(self, last: Frame | None, stream: str, subject: str) -> Frame | None:
+        """What stands below, if the last message of a subject is a stranger's."""
+        if last is None or not is_foreign(last):
+            return last
+        ours = None
+        async for frames in self.pages(stream, subject, 1):
+            ours = next((frame for frame in reversed(frames) if not is_foreign(frame)), ours)
+        return ours
 
     async def _get(self, stream: str, which: dict[str, Any]) -> Frame | None:
         return self._got(await self._ask(f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode(which), self.timeout))

@@ -16,6 +16,7 @@ from .layout import Layout, Shape, shape_of
 from .link import Disconnected
 from .pull import Holding
 from .redrive import Graveyard
+from .strangers import is_foreign
 from .wire import Attempts, origin_of
 
 _ANSWERS_WITHIN = 0.25
@@ -128,7 +129,7 @@ class Census:
         found: dict[str, Attempts] = {}
         async for frames in self._js.pages(self._layout.control, self._layout.attempts(group, "*"), 1):
             for frame in frames:
-                if frame.body:
+                if frame.body and not is_foreign(frame):
                     found[frame.header("Nats-Subject")] = msgspec.json.decode(frame.body, type=Attempts)
         return found
 

@@ -11,6 +11,7 @@ from ...clock import Clock
 from ...errors import EngineError
 from .api import JetStream
 from .layout import Layout
+from .strangers import places
 from .wire import rfc3339
 
 log = logging.getLogger("tidings.engines.nats")
@@ -73,8 +74,7 @@ async def _forget_marks(js: JetStream, layout: Layout, since: str) -> int:
 
 async def _places(js: JetStream, layout: Layout, filter: str) -> set[tuple[str, int]]:
     """Group and position of what stands on our subjects."""
-    found = (subject.split(".")[-2:] for subject in await js.subjects(layout.control, filter))
-    return {(group, int(position)) for group, position in found}
+    return places(await js.subjects(layout.control, filter))
 
 
 async def _purge_old(js: JetStream, layout: Layout, subject: str, since: str) -> int:

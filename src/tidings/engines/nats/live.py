@@ -14,6 +14,7 @@ from ...subjects import check_subject, matches, normalise
 from .connection import Frame, OnFrame
 from .link import Disconnected, Link
 from .services import Endpoint, Services
+from .strangers import answerable
 from .wire import check_headers, clean, size_of
 
 log = logging.getLogger("tidings.engines.nats")
@@ -124,7 +125,7 @@ class Live:
         try:
             reply = await responder(frame.subject, frame.body, clean(frame.headers))
             over(reply.error)
-            if frame.reply:
+            if answerable(frame.reply):
                 await self._link.publish(frame.reply, reply.body, dict(reply.headers) or None)
         except (EngineUnavailable, Closed, TooLarge) as error:
             log.warning("the answer to %s could not be sent: %s", frame.subject, error)

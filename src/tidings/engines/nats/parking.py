@@ -12,6 +12,7 @@ from .groups import Groups
 from .headers import ORIGIN
 from .layout import Layout
 from .putback import CHUNK, Move, PutBack, batched
+from .strangers import places
 from .wire import Origin, first_body, origin_of, original
 
 
@@ -25,7 +26,7 @@ class Parking:
     async def parked(self, group: str, after: int, limit: int) -> list[Entry]:
         """See `Engine.parked`. They stand in the stream as they were set aside, which is not by position."""
         there = await self._js.subjects(self._layout.control, self._layout.parked(group))
-        positions = sorted(int(subject.rpartition(".")[2]) for subject in there)
+        positions = sorted(position for _, position in places(there))
         found: list[Entry] = []
         for chunk in batched([position for position in positions if position > after], CHUNK):
             moves = await self._look(group, chunk)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from .api import JetStream
+from .strangers import places
 
 _LAST: Final = "\U0010ffff"
 
@@ -40,20 +41,18 @@ class Places:
 
     async def _list(self) -> None:
         read = int((await self._js.stream(self._stream))["state"]["last_seq"])
-        self._known = {_place(subject) for subject in await self._js.subjects(self._stream, self.filter)}
+        self._known = _places(await self._js.subjects(self._stream, self.filter))
         self._places = sorted(self._known)
         self._read = read
 
     async def _catch_up(self) -> None:
         async for frames in self._js.pages(self._stream, self.filter, self._read + 1):
             for frame in frames:
-                place = _place(frame.header("Nats-Subject"))
-                if place not in self._known:
+                for place in _places([frame.header("Nats-Subject")]) - self._known:
                     self._known.add(place)
                     insort(self._places, place)
                 self._read = int(frame.header("Nats-Sequence"))
 
 
-def _place(subject: str) -> tuple[int, str]:
-    group, position = subject.split(".")[-2:]
-    return int(position), group
+def _places(subjects: Iterable[str]) -> set[tuple[int, str]]:
+    return {(position, group) for group, position in places(subjects)}

@@ -20,8 +20,10 @@ from .api import JetStream
 from .connection import Frame
 from .fetch import Fetch
 from .groups import Groups
+from .headers import ORIGIN
 from .layout import NS, Layout, Shape
 from .link import Disconnected, Subscription
+from .strangers import answerable, places
 from .unbroken import Unbroken
 from .wire import Attempts, Token, clean, first_body, origin_of, original, source
 
@@ -229,7 +231,7 @@ class Puller:
         generation = self._link.generation
         if generation != self._generation:
             tried = await self._js.subjects(self._layout.control, self._layout.attempts(self._group, "*"))
-            self._tried = {int(subject.rpartition(".")[2]) for subject in tried}
+            self._tried = {position for _, position in places(tried)}
             self._generation = generation
 
     async def _ask(self, limit: int, wait: float) -> None:
@@ -280,6 +282,9 @@ class Puller:
         if self._shape.ordered:
             self._unbroken.came(came)
         if came.stream == self._layout.control:
+            if not frame.header(ORIGIN):
+                self._link.spawn(self._link.publish(frame.reply, b"+ACK"))  # a stranger's
+                return
             position = int(frame.subject.rpartition(".")[2])
             origin = origin_of(frame)
             entry = original(position, origin, frame.headers, frame.body)
@@ -422,7 +427,9 @@ class Puller:
 
     def _tell_who(self, frame: Frame) -> None:
         """Another process asks who holds the position in the body."""
-        position = int(frame.body or b"0")
+        if not answerable(frame.reply) or not frame.body.isdigit():
+            return
+        position = int(frame.body)
         now = self._clock.monotonic()
         mine = [held for held in self._held.values() if held[0].deadline > now]
         since = next((since for delivery, since in mine if delivery.entry.position == position), None)

@@ -20,6 +20,7 @@ import msgspec
 from ...subjects import covers, overlap
 from .api import JetStream
 from .layout import Layout, Shape, shape_of
+from .strangers import places
 
 _SUBJECTS: Final = 500
 """Subjects that one call looks at one by one."""
@@ -129,4 +130,4 @@ class Purger:
 
     async def _bodies(self) -> set[int]:
         marks = await self._js.subjects(self._layout.control, self._layout.reference("*", "*"))
-        return {int(subject.rpartition(".")[2]) for subject in marks}
+        return {position for _, position in places(marks)}

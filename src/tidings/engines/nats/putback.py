@@ -84,7 +84,11 @@ class PutBack:
 
     async def _move_alone(self, one: Move) -> int:
         """One whose inbox is not what it was."""
-        inbox = await self._js.message(self._layout.control, self._layout.inbox(one.group, one.entry.position))
+        subject = self._layout.inbox(one.group, one.entry.position)
+        cleared = [await self._js.clear(place) for place in (subject, one.subject)]
+        if any(cleared):
+            return await self.move([one])
+        inbox = await self._js.message(self._layout.control, subject)
         if inbox is not None and int(inbox.header("Nats-Sequence")) > one.inbox:
             await self._finish([one])
             return 0

@@ -17,6 +17,7 @@ import msgspec
 from ...version import __version__
 from .connection import Frame
 from .link import Link, Subscription
+from .strangers import answerable
 
 _VERBS: Final = ("PING", "INFO", "STATS")
 
@@ -112,7 +113,7 @@ class _Service:
             await subscription.close()
 
     def _asked(self, frame: Frame) -> None:
-        if frame.reply and not frame.reply.startswith("$"):
+        if answerable(frame.reply):
             answer = msgspec.json.encode(self._about(frame.subject.split(".")[1]))
             self._link.spawn(self._link.publish(frame.reply, answer))
 

@@ -125,6 +125,8 @@ class Settler:
             except ApiError as error:
                 # Somebody else has moved it on (redrive, or another holder): give up ours without a trace.
                 if error.code == WRONG_SEQUENCE:
+                    if await self._js.clear(self._inbox(written.delivery)):
+                        raise TimeoutError from error  # nobody moved it: again
                     gone.add(id(written))
                 else:
                     failed[id(written)] = error
@@ -144,8 +146,10 @@ class Settler:
 
     def _condition(self, delivery: Delivery) -> dict[str, str]:
         """Replace what stands on the subject, unless the message has been moved on since it was delivered."""
-        inbox = self._layout.inbox(delivery.group, delivery.entry.position)
-        return {"Nats-Rollup": "sub"} | expect(delivery.token.inbox, inbox)
+        return {"Nats-Rollup": "sub"} | expect(delivery.token.inbox, self._inbox(delivery))
+
+    def _inbox(self, delivery: Delivery) -> str:
+        return self._layout.inbox(delivery.group, delivery.entry.position)
 
     def _tried(self, outcome: RetryAfter | Release) -> bytes:
         """What the attempt register is to say."""
