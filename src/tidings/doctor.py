@@ -33,6 +33,8 @@ from .settings import load
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from .sql import Refused
+
 _LITTLE: Final = 10 * MIN_FREE
 _STUCK: Final = 60.0  # seconds after which a row in the outbox has been forgotten by the process that wrote it
 _FULL: Final = 0.9  # part of the room for publishers above which it is told
@@ -226,11 +228,26 @@ async def _database(url: str) -> AsyncIterator[Finding]:
             return
         yield Finding("database", "ok", f"{shown}: tables are up to date")
         yield _outbox(await units.oldest_unsent())
+        for finding in _refused(*await units.refusals.look(1)):
+            yield finding
     except TidingsError as error:
         yield Finding("database", "fail", str(error), "Start the database, or correct TIDINGS_DATABASE_URL.")
     finally:
         await units.close()
         await engine.dispose()
+
+
+def _refused(oldest: Sequence[Refused], count: int) -> list[Finding]:
+    """What the broker does not take: no worker will ever send it as it is."""
+    if not oldest:
+        return []
+    [first] = oldest
+    text = f"{count} message(s), the oldest for {first.age:,.0f} s: {first.id} on {first.subject}: {first.why[:200]}"
+    mend = (
+        "See them: tidings db outbox ls. When the broker would take them: tidings db outbox retry --all. "
+        "To give them up: tidings db outbox drop ID"
+    )
+    return [Finding("outbox refused", "warn", text, mend)]
 
 
 def _outbox(age: float | None) -> Finding:

@@ -230,7 +230,8 @@ class Units(Protocol):
         ...
 
     async def oldest_unsent(self) -> float | None:
-        """Age in seconds of the oldest message in the outbox, None when it is empty."""
+        """Age in seconds of the oldest message that waits in the outbox, None when none does; refused ones do
+        not count."""
         ...
 
     async def unsent(self, limit: int) -> list[Outgoing]:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import DatabaseBehind
 from . import options, output
+from .outbox import outbox
 from .session import run
+from .tables import Place, of_database
 
 if TYPE_CHECKING:
-    from ..sql import Migrations
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _database(command: F) -> F:
-    """The options that name a database and its tables."""
-    for option in (
-        click.option("--schema", metavar="NAME", help="of the tables, on PostgreSQL [TIDINGS_TABLES_SCHEMA]"),
-        click.option("--prefix", metavar="WORD", help="of the tables' names [TIDINGS_TABLES_PREFIX, tidings_]"),
-        click.option("--database-url", metavar="URL", help="sqlite:///FILE, postgresql://… [TIDINGS_DATABASE_URL]"),
-    ):
-        command = option(command)
-    return command
+    from ..sql import Migrations, Status
 
 
 @click.group()
@@ -35,37 +23,50 @@ def db() -> None:
 
 
 def _migrations(given: str | None, prefix: str | None, schema: str | None) -> tuple[Migrations, str]:
-    settings = options.settings()
-    url = given or settings.database_url
-    if not url:
-        raise click.UsageError("which database? Give --database-url or set TIDINGS_DATABASE_URL")
-    from ..sql import Migrations, Tables, masked
+    place = Place.of({"database_url": given, "prefix": prefix, "schema": schema})
+    from ..sql import Migrations
 
-    tables = Tables(prefix or settings.tables_prefix, schema or settings.tables_schema)
-    return Migrations(url, tables=tables), masked(url)
+    return Migrations(place.url, tables=place.tables), place.shown
+
+
+db.add_command(outbox)
 
 
 @db.command()
-@_database
+@of_database
 @options.as_json
 @options.common
 def status(database_url: str | None, prefix: str | None, schema: str | None, as_json: bool) -> None:
-    """Say whether the tables are as this version needs them; exit code 1 if not."""
-    migrations, shown = _migrations(database_url, prefix, schema)
-    found = run(migrations.status())
+    """Say whether the tables are as this version needs them, exit code 1 if not; and what the broker refuses."""
+    place = Place.of({"database_url": database_url, "prefix": prefix, "schema": schema})
+    found, refused = run(_status(place))
+    shown = place.shown
     if as_json:
-        output.put_json({"database": shown, "applied": list(found.applied), "pending": list(found.pending)})
+        tables = {"applied": list(found.applied), "pending": list(found.pending)}
+        output.put_json({"database": shown, **tables, "refused": refused})
     else:
         for name in found.applied:
             output.put(f"applied  {name}")
         for name in found.pending:
             output.put(f"pending  {name}")
+        if refused:
+            output.put(f"refused  {refused} staged message(s) by the broker: tidings db outbox ls")
     if found.pending:
         raise DatabaseBehind(f"{shown} is behind by {len(found.pending)}. Run: tidings db upgrade")
 
 
+async def _status(place: Place) -> tuple[Status, int]:
+    """The tables, and how many staged messages the broker does not take."""
+    from ..sql import Migrations, Refusals, opened
+
+    async with opened(place.url) as database:
+        found = await Migrations(database, tables=place.tables).status()
+        refused = 0 if found.pending else (await Refusals(database, place.tables).look(1))[1]
+    return found, refused
+
+
 @db.command()
-@_database
+@of_database
 @options.as_json
 @options.common
 def upgrade(database_url: str | None, prefix: str | None, schema: str | None, as_json: bool) -> None:
@@ -81,7 +82,7 @@ def upgrade(database_url: str | None, prefix: str | None, schema: str | None, as
 
 
 @db.command()
-@_database
+@of_database
 @click.option("--dialect", type=click.Choice(["postgresql", "sqlite"]), help="[that of the database]")
 @options.common
 def sql(database_url: str | None, prefix: str | None, schema: str | None, dialect: str | None) -> None:

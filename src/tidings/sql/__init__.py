@@ -15,6 +15,8 @@ them in the event loop through SQLAlchemy's own bridge, a sync session in a thre
     inplace       quick statements of aiosqlite in the event loop's thread
     units         the seam: `SqlUnits`
     outbox        staging in a transaction that the application owns
+    refused       what the broker does not take, for a person to retry or drop
+    opening       a database by its URL, for the time of one command
     hooks         what is heard from SQLAlchemy: errors, and the end of a transaction
     trouble       which errors are the database's and not the message's
     migrations    the tables, by numbered SQL files
@@ -30,7 +32,9 @@ except ImportError as error:
     raise MissingExtra("SQLAlchemy support", "sql") from error
 
 from .migrations import Migration, Migrations, Status, upgrade
+from .opening import opened
 from .outbox import Outbox
+from .refused import Refusals, Refused
 from .tables import Tables
 from .unit import SqlUnit
 from .units import SqlUnits, units_for
@@ -40,12 +44,15 @@ __all__ = [
     "Migration",
     "Migrations",
     "Outbox",
+    "Refusals",
+    "Refused",
     "SqlUnit",
     "SqlUnits",
     "Status",
     "Tables",
     "database_url",
     "masked",
+    "opened",
     "units_for",
     "upgrade",
 ]

@@ -87,7 +87,7 @@ _SENT: Final = """
 DELETE FROM {table}outbox
 WHERE lease_token = :token AND (subject, message_id) IN (SELECT a, b FROM ({keys}) AS given)"""
 
-_OLDEST: Final = "SELECT {now} - staged_at FROM {table}outbox ORDER BY position LIMIT 1"
+_OLDEST: Final = "SELECT {now} - staged_at FROM {table}outbox WHERE refused IS NULL ORDER BY position LIMIT 1"
 
 _PRUNE: Final = """
 DELETE FROM {table}inbox WHERE (group_name, subject, message_id) IN (
@@ -183,7 +183,7 @@ class Store:
         connection.execute(self._statement(connection, _REFUSED), {**self._common(), **parameters})
 
     def oldest_unsent(self, connection: Connection) -> float | None:
-        """Age in seconds of the message that has been in the outbox for longest, None when it is empty."""
+        """Age in seconds of the message that has waited in the outbox for longest, None when none waits."""
         rows = self._run(connection, _OLDEST)
         return float(rows[0][0]) if rows else None
 
@@ -199,7 +199,7 @@ class Store:
         return {"now": self._clock.time(), "token": self.token}
 
     def _statement(self, connection: Connection, template: str) -> TextClause:
-        return _statement(template, connection.dialect.name, self.tables.before)
+        return statement(template, connection.dialect.name, self.tables.before)
 
 
 def _lock(table: str, key: str) -> int:
@@ -209,7 +209,8 @@ def _lock(table: str, key: str) -> int:
 
 
 @cache
-def _statement(template: str, dialect_name: str, table: str) -> TextClause:
+def statement(template: str, dialect_name: str, table: str) -> TextClause:
+    """SQL with the words of a dialect, and of the tables, filled in."""
     dialect = dialect_of(dialect_name)
     words = {"table": table, "now": dialect.now, "message": _MESSAGE, "keys": dialect.keys}
     return text(template.format(**words, skip_locked=dialect.skip_locked, for_share=dialect.for_share))

@@ -19,6 +19,7 @@ from .database import Database, Source
 from .dialects import SQLite
 from .migrations import Migrations
 from .outbox import Outbox
+from .refused import Refusals
 from .shared import SqlShared
 from .store import Store
 from .tables import Tables
@@ -129,6 +130,11 @@ class SqlUnits:
         """The state of this database's tables."""
         return Migrations(self._database, tables=self._store.tables)
 
+    @property
+    def refusals(self) -> Refusals:
+        """What the engine did not take, for a person to look at."""
+        return Refusals(self._database, self._store.tables)
+
     async def unsent(self, limit: int) -> list[Outgoing]:
         """Lease staged messages whose lease has ended; see `Units.unsent`."""
         return await self._database.run(self._store.lease, limit)
@@ -156,7 +162,7 @@ class SqlUnits:
         return await self._database.look(self._store.staged, messages) if messages else Turn([], [])
 
     async def oldest_unsent(self) -> float | None:
-        """Age in seconds of the oldest message in the outbox, None when it is empty."""
+        """Age in seconds of the oldest message that waits in the outbox; see `Units.oldest_unsent`."""
         return await self._database.look(self._store.oldest_unsent)
 
     async def prune_inbox(self, older_than: float) -> int:

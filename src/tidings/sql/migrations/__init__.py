@@ -14,16 +14,14 @@ from importlib import resources
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, create_engine, inspect, make_url, text
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, inspect, text
 
-from tidings.errors import ConfigError, MissingExtra
+from tidings.errors import ConfigError
 from tidings.sql.database import Database, Source
 from tidings.sql.dialects import dialect_of
+from tidings.sql.opening import opened
 from tidings.sql.tables import Tables
-from tidings.sql.urls import database_url, masked
+from tidings.sql.urls import database_url
 
 _RECORD: Final = "INSERT INTO {table}migrations (version, name, applied_at) VALUES ({version}, '{name}', {now})"
 _NOW: Final = {
@@ -88,27 +86,8 @@ class Migrations:
             yield self._given
             return
         assert self._url is not None
-        engine = self._engine(self._url)
-        database = Database(engine)
-        try:
+        async with opened(self._url) as database:
             yield database
-        finally:
-            database.close()
-            if isinstance(engine, AsyncEngine):
-                await engine.dispose()
-            else:
-                engine.dispose()
-
-    def _engine(self, url: str) -> AsyncEngine | Engine:
-        try:
-            if self._dialect() == "sqlite":
-                # A thread of aiosqlite that could not open its file may outlive the loop of a short command.
-                return create_engine(make_url(url).set(drivername="sqlite"), poolclass=NullPool)
-            return create_async_engine(url, poolclass=NullPool)
-        except ModuleNotFoundError as error:
-            raise MissingExtra(f"the driver of {masked(url)} ({error.name})", "postgres") from error
-        except SQLAlchemyError as error:
-            raise ConfigError(f"{masked(url)} is no URL for an async engine: {masked(error)}") from error
 
     def _status(self, connection: Connection) -> Status:
         applied = self._applied(connection)
