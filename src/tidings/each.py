@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from .engine import Delivery, Done, Outcome, Release
-from .errors import EngineError
+from .errors import Conflict, EngineError
 from .handling import Handling, LeaseLost, line_of
 from .hands import Receiver
 from .logs import name_message
@@ -149,6 +149,8 @@ class Each:
             )
             try:
                 await self._hands.engine.begin(delivery)
+            except Conflict as error:
+                raise LeaseLost from error
             except EngineError as error:
                 outcome: Outcome = self._after(Away(error, sure=True), delivery, mark)
             else:

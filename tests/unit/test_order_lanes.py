@@ -208,3 +208,36 @@ class _Model:
     def redrive(self) -> None:
         if self.dead:
             self.again.append(self.dead.pop(self.random.randrange(len(self.dead))))
+
+
+def test_two_copies_of_one_message_are_no_reason_to_wait_for_it() -> None:
+    """Of a message that is here twice, as after a lost acknowledgement, the second is not held up by the first: whether
+    that was given up, died, or was handled."""
+    for ends in (Lanes.lost, Lanes.died, Lanes.done):
+        lanes = Lanes()
+        first, second, later = delivery(1), delivery(1), delivery(2)
+        for each in (first, later, second):
+            lanes.arrived(each)
+        assert lanes.next() is first
+        ends(lanes, first)
+        assert lanes.next() is second
+        lanes.done(second)
+        assert (running(lanes), lanes.busy) == ([2], 1)
+
+
+def test_a_copy_of_what_was_set_aside_joins_it() -> None:
+    """What comes although it is parked, or on its way there, is set aside once more, and comes back once."""
+    lanes = Lanes()
+    lanes.known_dead("a", 1)
+    late, copy = delivery(2), delivery(2)
+    assert (lanes.arrived(late), lanes.arrived(copy)) == (1, 2)
+    lanes.parked(late)
+    assert lanes.arrived(copy) == 2
+    lanes.parked(copy)
+    redriven = delivery(1)
+    lanes.arrived(redriven)
+    assert running(lanes) == [1]
+    lanes.done(redriven)
+    assert list(lanes.releases()) == [[2]]
+    lanes.arrived(delivery(2))
+    assert (running(lanes), list(lanes.releases()), lanes.busy) == ([2], [], 1)

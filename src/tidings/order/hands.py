@@ -17,6 +17,8 @@ log = logging.getLogger("tidings.worker")
 
 _PAGE: Final = 500
 _AGAIN: Final = 0.5
+_SHORT: Final = 1.0
+"""Seconds of a rest for which the later ones of a key stay in hand: to set them aside would take about as long."""
 
 
 class InOrder:
@@ -135,7 +137,7 @@ class InOrder:
 
     def _rest(self, outcome: RetryAfter | Release) -> None:
         delivery = outcome.delivery
-        if outcome.delay > 0:
+        if outcome.delay > _SHORT:
             for behind in self.lanes.rests(delivery):
                 self._set_aside(behind, delivery.entry.position)
         self._keeping[id(delivery)] = asyncio.Event()

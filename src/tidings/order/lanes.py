@@ -55,6 +55,8 @@ class Lane:
 
     def behind(self, position: int) -> int | None:
         """Behind what a message has to be set aside; None if it need not."""
+        if position in self.parked or position in self.parking:
+            return position  # of what was set aside this is another copy, as after a lost answer: they become one
         if self.resting and self.head is not None and self.head.entry.position < position:
             return self.head.entry.position
         # Kept in hand behind one that is still to come, they could take the room that it needs.
@@ -71,6 +73,11 @@ class Lane:
         stop = min([*self.dead[:1], *self.parking], default=None)
         free = len(self.parked) if stop is None else bisect_left(self.parked, stop)
         return self.parked[: min(free, TOGETHER)]
+
+    def waits(self, position: int) -> bool:
+        """Whether a copy of it waits here."""
+        at = bisect_left(self.waiting, position, key=_POSITION)
+        return at < len(self.waiting) and self.waiting[at].entry.position == position
 
     def forget(self, position: int) -> None:
         """It is not somewhere else any more."""
@@ -115,8 +122,8 @@ class Lanes:
         """It was handed out. Returns behind which position it has to be set aside; None when it stays in hand."""
         key, position = key_of(delivery.entry), delivery.entry.position
         lane = self._lane(key)
-        lane.forget(position)
         behind = lane.behind(position)
+        lane.forget(position)
         if behind is None:
             self._in_hand += 1
             insort(lane.waiting, delivery, key=_POSITION)
@@ -148,15 +155,17 @@ class Lanes:
         """It is a dead letter now. Returns those in hand that have to be set aside."""
         key = key_of(delivery.entry)
         lane = self._end(delivery)
-        insort(lane.dead, delivery.entry.position)
+        if not lane.waits(delivery.entry.position):  # else that one says what becomes of the message
+            insort(lane.dead, delivery.entry.position)
         return self._set_aside(key, lane)
 
     def lost(self, delivery: Delivery) -> list[Delivery]:
-        """It was given up without an outcome, and will be handed out again. Returns those in hand that have to be set
-        aside."""
+        """It was given up without an outcome, and will be handed out again, unless another copy is here. Returns those
+        in hand that have to be set aside."""
         key = key_of(delivery.entry)
         lane = self._end(delivery)
-        lane.coming.add(delivery.entry.position)
+        if not lane.waits(delivery.entry.position):
+            lane.coming.add(delivery.entry.position)
         return self._set_aside(key, lane)
 
     def rests(self, delivery: Delivery) -> list[Delivery]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -80,6 +81,11 @@ class Settler:
         except ApiError as error:
             if error.code != WRONG_SEQUENCE:
                 raise
+            # Unacknowledged it would come, and fail, with each lease.
+            self._settled(delivery)
+            with contextlib.suppress(EngineUnavailable):
+                await self._acknowledge([Done(delivery)], set())
+            delivery.token.settled = True
             raise Conflict(f"message {delivery.entry.position} of group {delivery.group} was moved on") from error
 
     async def extend(self, deliveries: Sequence[Delivery], lease: Callable[[str], float]) -> None:
