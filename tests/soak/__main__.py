@@ -59,7 +59,8 @@ async def soak(folder: Path, minutes: float, seed: int, rate: float) -> tuple[Ve
         for publisher in system.publishers:
             await publisher.stop(60)
         say("the faults are over: waiting until everything is handled")
-        await system.drained(120)
+        # Ordered groups pause after each fault, for a lease: they may have as much left as the faults lasted.
+        await system.drained(minutes * 60 + 120)
         await system.stop()
         found = await system.truth()
     verdict = check(found)

@@ -93,7 +93,8 @@ class Publisher:
         id: str | None = None
         while True:
             try:
-                await self._bus.publish(*what, id=id)
+                # The key as well for those that are no event: without one they would be a sequence of their own.
+                await self._bus.publish(*what, id=id, key=placed.key)
                 break
             except Unconfirmed as error:
                 id = error.receipt.id

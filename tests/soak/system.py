@@ -150,22 +150,35 @@ class System:
         """Wait until publishers and workers are at work."""
         await eventually(lambda: truth.query(self.folder, "SELECT 1 FROM effects LIMIT 1"), 60)
 
-    async def drained(self, within: float) -> bool:
-        """Wait until no group has anything pending and the outbox is empty; False when that takes too long."""
-        deadline, quiet = time.monotonic() + within, 0
-        while time.monotonic() < deadline:
+    async def drained(self, within: float, standstill: float = 60.0) -> bool:
+        """Wait until no group has anything pending and the outbox is empty; False when that takes too long, or when
+        there is no new effect and no fewer left than ever before for `standstill` seconds."""
+        began = moved = now = time.monotonic()
+        quiet, done, least = 0, -1, sys.maxsize
+        while now < began + within and now < moved + standstill:
             with contextlib.suppress(OSError, nats.errors.Error):  # the broker may just be coming back
-                client = await truth.connect(self._admin())
-                try:
-                    idle = await truth.pending(client) == 0 and truth.outbox_rows(self.folder) == 0
-                finally:
-                    await client.close()
-                quiet = quiet + 1 if idle else 0
+                left, effects = await self._left(), truth.count_effects(self.folder)
+                if left < least or effects > done:
+                    moved = now
+                least, done = min(left, least), max(effects, done)
+                quiet = 0 if left else quiet + 1
             if quiet >= 2:
                 return True
             await asyncio.sleep(0.3)
-        self.strange.append(f"not drained within {within:g} s of the last fault")
+            now = time.monotonic()
+        self.strange.append(
+            f"not drained {now - began:.0f} s after the last fault, the last {now - moved:.0f} s without progress: "
+            f"{least:,} left"
+        )
         return False
+
+    async def _left(self) -> int:
+        """What no group has settled yet, and what waits in the outbox."""
+        client = await truth.connect(self._admin())
+        try:
+            return await truth.pending(client) + truth.outbox_rows(self.folder)
+        finally:
+            await client.close()
 
     async def stop(self) -> None:
         """Workers and publishers, in order."""

@@ -100,6 +100,10 @@ def effects(folder: Path) -> tuple[Effect, ...]:
     return tuple(Effect(*row) for row in rows)
 
 
+def count_effects(folder: Path) -> int:
+    return int(query(folder, "SELECT count(*) FROM effects")[0][0])
+
+
 def outbox_rows(folder: Path) -> int:
     there = query(folder, "SELECT count(*) FROM sqlite_master WHERE name = 'tidings_outbox'")[0][0]
     return int(query(folder, "SELECT count(*) FROM tidings_outbox")[0][0]) if there else 0
