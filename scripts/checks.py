@@ -27,6 +27,8 @@ LINT = {
 }
 APART = {"soak": "soak", "crash-matrix": "crash"}
 """What takes minutes and has a verdict of its own, and the package below `tests` that it is."""
+SIDE_BY_SIDE = ("-n", "auto", "--dist", "worksteal")
+"""Most tests wait for a server or for time to pass: several of them do so at once. With `-- --pdb` or `-- -n0` one."""
 USAGE = 2
 
 
@@ -47,7 +49,7 @@ class Selection:
         """Command lines by name, as modules of the Python that runs this."""
         chosen = dict(LINT) if self.lint else {}
         if self.tests is not None:
-            chosen["pytest"] = ["pytest", *self.tests, *self.pytest_args]
+            chosen["pytest"] = ["pytest", *SIDE_BY_SIDE, *self.tests, *self.pytest_args]
         return {name: [sys.executable, "-m", *command] for name, command in chosen.items()}
 
 
@@ -90,6 +92,11 @@ def path_of(word: str) -> str | None:
     return word if (ROOT / word.partition("::")[0]).exists() else None
 
 
+def workers() -> int:
+    """How many processes run the tests: one more than there are cores, since most of them wait most of the time."""
+    return 1 + (os.cpu_count() or 1)
+
+
 def run(name: str, command: Sequence[str]) -> bool:
     """Run one check to its end; True if it passed."""
     print(f"── {name}", file=sys.stderr, flush=True)
@@ -124,6 +131,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     # Tests that start our commands find those of this environment first.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    os.environ.setdefault("PYTEST_XDIST_AUTO_NUM_WORKERS", str(workers()))
     began = time.monotonic()
     results = {name: run(name, command) for name, command in selection.checks().items()}
     left_out = [f"{need.marker} tests ({need.lacking})" for need in lacking]

@@ -1,4 +1,4 @@
-"""The fixtures of the conformance tests: a fresh, empty namespace for each case; and the table at their end."""
+"""The fixtures of the conformance tests: a fresh, empty namespace for each case."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ import needs
 pytest.register_assert_rewrite("tidings.conformance")  # before it is imported: a failing case then shows its values
 
 from conformance.nats_world import Cluster  # noqa: E402
-from conformance.report import PROPERTY, Tally  # noqa: E402
+from conformance.report import PROPERTY  # noqa: E402
 from conformance.worlds import WORLDS  # noqa: E402
 from redis_server import RedisServer  # noqa: E402
 from tidings.conformance import Case, World  # noqa: E402
-
-_tally = Tally()
 
 
 @pytest.fixture(scope="session")
@@ -52,15 +50,3 @@ async def world(request: pytest.FixtureRequest, case: Case) -> AsyncIterator[Wor
     request.node.user_properties.append((PROPERTY, (request.param, case.layer, case.name)))
     async with WORLDS[request.param].make(request) as entered:
         yield entered
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    _tally.note(report)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Below pytest's own last line."""
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    for line in _tally.lines():
-        if terminal:
-            terminal.write_line(line)

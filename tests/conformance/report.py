@@ -29,7 +29,7 @@ class Tally:
         """Nothing when no case ran."""
         if not self._outcomes:
             return
-        engines = list(dict.fromkeys(engine for engine, _, _ in self._outcomes))
+        engines = sorted({engine for engine, _, _ in self._outcomes}, key=lambda name: (name != "memory", name))
         cases = {(layer, name) for _, layer, name in self._outcomes}
         yield f"{'engine':10} {'seam':>6} {'bus':>6} {'failed':>8} {'skipped':>8}   without: need a server or a wire"
         for engine in engines:

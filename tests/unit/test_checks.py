@@ -15,6 +15,7 @@ import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_THERE = "/dev/null/chromium"
+PYTEST = [sys.executable, "-m", "pytest", *checks.SIDE_BY_SIDE]
 
 
 def test_no_word_selects_everything() -> None:
@@ -26,7 +27,7 @@ def test_no_word_selects_everything() -> None:
 
 def test_an_area_selects_its_folder_only() -> None:
     """`./test unit` runs the tests of that folder and no lint."""
-    assert checks.parse(["unit"]).checks() == {"pytest": [sys.executable, "-m", "pytest", str(ROOT / "tests" / "unit")]}
+    assert checks.parse(["unit"]).checks() == {"pytest": [*PYTEST, str(ROOT / "tests" / "unit")]}
 
 
 def test_lint_selects_no_test() -> None:
@@ -38,7 +39,7 @@ def test_lint_selects_no_test() -> None:
 def test_words_after_two_dashes_go_to_pytest() -> None:
     """`./test -- -k push -x` narrows the tests by pytest's own options and leaves lint alone."""
     selection = checks.parse(["--", "-k", "push", "-x"])
-    assert selection.checks() == {"pytest": [sys.executable, "-m", "pytest", "-k", "push", "-x"]}
+    assert selection.checks() == {"pytest": [*PYTEST, "-k", "push", "-x"]}
     assert not selection.everything
 
 
@@ -89,14 +90,14 @@ def test_chromium_is_found_by_its_usual_names(name: str, tmp_path: Path, monkeyp
     assert needs.chromium() == str(tmp_path / name)
 
 
-def run_browser_test(folder: Path, chromium: str, ci: str) -> subprocess.CompletedProcess[str]:
+def run_browser_test(folder: Path, chromium: str, ci: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run pytest with this project's settings on one plain test and one marked `browser`, which fails when run."""
     shutil.copy(ROOT / "tests" / "conftest.py", folder)
     (folder / "test_two.py").write_text(
         "import pytest\n\ndef test_plain(): pass\n\n"
         "@pytest.mark.browser\ndef test_browser(chromium): raise AssertionError(chromium)\n"
     )
-    settings = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", "-p", "no:cacheprovider"]
+    settings = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={folder}", "-p", "no:cacheprovider", *options]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *settings, str(folder)],
         env={**os.environ, "TIDINGS_CHROMIUM": chromium, "CI": ci},
@@ -113,19 +114,23 @@ def test_browser_tests_run_where_there_is_a_browser(tmp_path: Path) -> None:
     assert f"AssertionError: {sys.executable}" in run.stdout
 
 
-def test_browser_tests_are_left_out_with_a_word(tmp_path: Path) -> None:
-    """Without one the marked test is deselected, and the last line says how many, why, and what to install."""
-    run = run_browser_test(tmp_path, chromium=NOT_THERE, ci="")
+@pytest.mark.parametrize("options", [(), ("-n", "2")])
+def test_browser_tests_are_left_out_with_a_word(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Without one the marked test is deselected, also by several processes, and the last line says how many, why, and
+    what to install."""
+    run = run_browser_test(tmp_path, NOT_THERE, "", *options)
     assert run.returncode == 0, run.stdout
-    assert "1 passed, 1 deselected" in run.stdout
+    assert "1 passed" in run.stdout
     assert run.stdout.splitlines()[-1].startswith("left out: 1 browser test (no chromium): apt-get install chromium")
 
 
-def test_browser_tests_are_not_left_out_in_ci(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("-n", "2")])
+def test_browser_tests_are_not_left_out_in_ci(tmp_path: Path, options: tuple[str, ...]) -> None:
     """With CI=true the same is an error, so that no pipeline is green without having looked."""
-    run = run_browser_test(tmp_path, chromium=NOT_THERE, ci="true")
+    run = run_browser_test(tmp_path, NOT_THERE, "true", *options)
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "CI=true allows nothing to be left out" in run.stderr
+    assert "CI=true allows nothing to be left out" in run.stderr + run.stdout
+    assert "passed" not in run.stdout
 
 
 def test_who_may_not_mount_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
