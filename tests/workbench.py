@@ -60,24 +60,24 @@ class Bench:
         self.workers: list[Worker] = []
 
     async def worker(
-        self, function: Callable[..., Any], *, grace: float = 30.0, **options: Any
+        self, function: Callable[..., Any], *, grace: float = 30.0, engine: type[Engine] = Engine, **options: Any
     ) -> tuple[Worker, Engine]:
         """One more process that runs the group."""
-        engine = Engine(self.store, name=f"worker {len(self.workers)}")
-        await engine.open()
+        connection = engine(self.store, name=f"worker {len(self.workers)}")
+        await connection.open()
         registry = Registry()
         handler = Handler(function, [New], HandlerOptions("g", **options))
         registry.add_handler(handler)
-        publisher = Publisher(engine, registry, source="test", roots=["events.>"], clock=self.clock)
+        publisher = Publisher(connection, registry, source="test", roots=["events.>"], clock=self.clock)
         ordered = handler.options.order
         claim = tidings.engine.Claim("events.>")
-        await engine.declare([tidings.engine.Group("g", (claim,), lease=LEASE, ordered=ordered)])
+        await connection.declare([tidings.engine.Group("g", (claim,), lease=LEASE, ordered=ordered)])
         policy = tidings.RetryPolicy(attempts=3, first=0, most=0)
         handling = Handling(handler, registry.plan(handler, []), publisher, "test", policy, 600.0)
-        worker = Worker(engine, [handling], [], clock=self.clock, lease=LEASE, grace=grace)
+        worker = Worker(connection, [handling], [], clock=self.clock, lease=LEASE, grace=grace)
         worker.start()
         self.workers.append(worker)
-        return worker, engine
+        return worker, connection
 
     def publish(self, *numbers: int) -> None:
         self.store.publish(

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from . import failpoints
 from .clock import Clock
-from .engine import Delivery, Engine, Outcome
+from .engine import Delivery, Done, Engine, Outcome
 from .errors import Closed, EngineError
 
 log = logging.getLogger("tidings.worker")
@@ -44,9 +44,8 @@ class Hands:
         """Called with outcomes that are settled."""
         self.held: dict[int, Delivery] = {}
         self._resting: set[int] = set()
-        self._outcomes: list[Outcome] = []
+        self._handled, self._others = _Queue(), _Queue()
         self._waiting: dict[int, asyncio.Event] = {}
-        self._something = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -80,8 +79,9 @@ class Hands:
             waiting.set()
 
     def put(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
-        self._something.set()
+        queue = self._handled if isinstance(outcome, Done) else self._others
+        queue.outcomes.append(outcome)
+        queue.something.set()
 
     async def gone(self, delivery: Delivery) -> None:
         """Wait until the delivery is settled or given up."""
@@ -109,11 +109,15 @@ class Hands:
                 log.critical("leases could not be renewed, by an error of ours; the next renewal tries", exc_info=True)
 
     async def settle_all(self) -> None:
-        """Settle what handlers decided, everything that has gathered in one call."""
+        """Settle what handlers decided, everything that has gathered in one call. What was handled waits for nothing
+        that has to be stored: on a full server that would keep the space it takes."""
+        await asyncio.gather(self._settle_queue(self._handled), self._settle_queue(self._others))
+
+    async def _settle_queue(self, queue: _Queue) -> None:
         while True:
-            await self._something.wait()
-            self._something.clear()
-            batch, self._outcomes = self._outcomes, []
+            await queue.something.wait()
+            queue.something.clear()
+            batch, queue.outcomes = queue.outcomes, []
             try:
                 await self._settle(batch)
             except Exception:
@@ -142,3 +146,11 @@ class Hands:
                 log.warning("outcomes could not be settled yet: %s", error)
                 await self.clock.sleep(pause)
                 pause = min(2 * pause, 1.0)
+
+
+class _Queue:
+    """Outcomes that wait to be settled."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.something = asyncio.Event()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 import tidings
-from tidings.engine import Done
-from workbench import LEASE, Bench, New, stop, until
+from tidings.engine import Done, Outcome
+from workbench import LEASE, Bench, Engine, New, stop, until
 
 
 @pytest.fixture
@@ -203,6 +203,29 @@ async def test_a_bug_in_settling_is_survived(bench: Bench, caplog: pytest.LogCap
     bench.publish(2)
     await until(lambda: len(engine.settled) == 1)
     assert "the worker itself failed to settle" in caplog.text
+
+
+async def test_a_full_store_takes_what_was_handled(bench: Bench) -> None:
+    """While the engine cannot store that one message is to be tried again, others that were handled are settled: on a
+    full server that is what makes space."""
+
+    class Full(Engine):
+        async def settle(self, outcomes: Sequence[Outcome]) -> None:
+            if not all(isinstance(outcome, Done) for outcome in outcomes):
+                raise tidings.StoreFull("nothing more is stored")
+            await super().settle(outcomes)
+
+    async def handle(new: New) -> None:
+        if new.n == 1:
+            raise ValueError("not today")
+
+    _, engine = await bench.worker(handle, engine=Full)
+    bench.publish(1)
+    await bench.clock.advance(1)
+    bench.publish(2, 3)
+    for _ in range(5):
+        await bench.clock.advance(1)
+    assert sorted({outcome.delivery.entry.position for outcome in engine.settled}) == [2, 3]
 
 
 @pytest.mark.parametrize("error", [tidings.EngineUnavailable("away"), RuntimeError("our own mistake")])
