@@ -57,7 +57,7 @@ class Listening:
                     if is_stopping():
                         raise
                     log.error("%s was cancelled by something of its own", self._handler.name)
-                except Exception:
+                except (Exception, SystemExit):  # an exit let out would end the event loop, and not the process
                     log.exception("%s failed on what it heard", self._handler.name)
 
     async def _miss(self, lagged: Lagged) -> None:
