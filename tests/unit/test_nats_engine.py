@@ -15,6 +15,7 @@ from tidings.conformance.steps import heard
 from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, Reply, RetryAfter
 from tidings.engines.nats import Address, NatsEngine
 from tidings.engines.nats.api import JetStream
+from tidings.engines.nats.connection import CoreConnection, OnDenied, OnLost, connect_nats_py
 from tidings.engines.nats.housekeeping import tidy
 from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Denied, Link
@@ -629,6 +630,25 @@ async def test_a_lease_that_ended_while_nobody_answered_is_not_renewed(start: St
 
 async def _is(value: bool) -> bool:
     return value
+
+
+async def test_closing_in_the_middle_of_connecting_leaves_no_connection(server: NatsServer) -> None:
+    """A connection that has been made, and is not ready yet when all is closed, is closed too."""
+    made: list[CoreConnection] = []
+
+    async def connect(server_url: str, address: Address, name: str, lost: OnLost, denied: OnDenied) -> CoreConnection:
+        made.append(await connect_nats_py(server_url, address, name, lost, denied))
+        server.freeze()
+        return made[0]
+
+    link = Link(server.locate, connector=connect)
+    try:
+        with pytest.raises(EngineUnavailable):
+            await link.open(0.5)
+        await link.close()
+    finally:
+        server.thaw()
+    assert [connection.alive for connection in made] == [False]
 
 
 async def test_a_frozen_server_is_survived(start: Start, server: NatsServer) -> None:

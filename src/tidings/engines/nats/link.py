@@ -392,6 +392,9 @@ class Link:
                 problems.append(f"{server}: {error}")
                 await connection.close()
                 continue
+            except asyncio.CancelledError:
+                self._hang_up(connection)
+                raise
             self._connection = connection
             self._max_payload = connection.max_payload
             self._known = connection.known_servers
@@ -435,10 +438,13 @@ class Link:
         for subscription in self._subscriptions:
             subscription.current = None
         if connection is not None:
-            # Not waited for: a broken connection can take its time, and the next one is wanted now.
-            closing = asyncio.create_task(connection.close(), name="tidings nats closing")
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+            self._hang_up(connection)
+
+    def _hang_up(self, connection: CoreConnection) -> None:
+        """Not waited for: a broken connection can take its time, and the next one is wanted now."""
+        closing = asyncio.create_task(connection.close(), name="tidings nats closing")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     def _tell(self) -> None:
         for callback in self._on_connect:
