@@ -380,13 +380,13 @@ class Bus:
         With `at_least` it returns as soon as so many have answered, and raises `TooFewAnswers` (with what came) when
         they do not. Raises `NoResponder` at once when nobody is there.
         """
-        from .gather import Gathering
+        from .gather import AskingAll
         from .requests import question
 
         running = await self.connect()
         spec, body, headers = question(request, self.name)
-        gathering = Gathering(spec.subject, spec.reply, at_least)
-        return await gathering.ask(running.engine, self.clock, body, headers, wait)
+        asking = AskingAll(spec.subject, spec.reply, at_least)
+        return await asking.ask(running.engine, self.clock, body, headers, wait)
 
     def push(
         self,

@@ -37,7 +37,7 @@ class Failed(msgspec.Struct, frozen=True):
     state: Literal["retrying", "dead"]
     attempts: int
     reason: Reason
-    """Of the dead letter; of a retry `handler_error` or `timeout`."""
+    """Of the dead letter; of a retry it is `handler_error`, and `error` says which."""
     error: str
     """Type name of the exception."""
     text: str = ""

@@ -60,7 +60,7 @@ class Gathered(Generic[R]):
         return f"<Gathered {len(self.answers)} answers, {len(self.errors)} errors, missing: {', '.join(self.missing)}>"
 
 
-class Gathering:
+class AskingAll:
     """One question to all, on its way."""
 
     def __init__(self, subject: str, type: Any, at_least: int | None) -> None:
