@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import resource
 import shutil
@@ -12,8 +14,10 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from mounted import tmpfs
+from tidings.cli.root import commands
 from tidings.doctor import Finding, examine
 from tidings.embedded import binary
 
@@ -139,6 +143,24 @@ async def test_an_event_that_waits_in_the_outbox(tmp_path: Path) -> None:
     assert finding.state == "warn"
     assert "3,6" in finding.text
     assert "tidings run" in finding.mend
+
+
+async def test_the_database_of_the_demo_is_found(tmp_path: Path) -> None:
+    """Without an address the one beside the broker is looked at, where there is one; an address of one's own counts
+    more."""
+    from tidings.sql import Migrations
+
+    def subjects(*words: str) -> dict[str, str]:
+        result = CliRunner().invoke(commands, ["--url", f"embedded:{tmp_path}", "doctor", "--json", *words])
+        return {finding["subject"]: finding["text"] for finding in json.loads(result.stdout)}
+
+    assert "database" not in await asyncio.to_thread(subjects)
+    await Migrations(f"sqlite:///{tmp_path / 'todo.sqlite3'}").upgrade()
+    found = await asyncio.to_thread(subjects)
+    assert "todo.sqlite3" in found["database"]
+    assert found["outbox"] == "empty"
+    own = await asyncio.to_thread(subjects, "--database-url", f"sqlite:///{tmp_path / 'own.db'}")
+    assert "own.db" in own["database"]
 
 
 async def test_a_database_that_is_not_there(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 import msgspec
 
 from .. import doctor as doctors
 from .. import engines
+from ..demo.plan import own_database
+from ..embedded import project_directory
+from ..errors import TidingsError
 from ..permissions import USERS, User, configuration, granted
 from ..settings import Settings
 from ..subjects import check_filter
@@ -35,7 +39,8 @@ def doctor(
     """Look for what is wrong, and say what mends it. Starts nothing. Exit code 1 when something fails.
 
     Looks at the broker's program, disk and folder, at the engine, at groups without workers, dead letters and
-    unclaimed events, and at the database's tables and outbox.
+    unclaimed events, and at the database's tables and outbox; without an address of a database at that of
+    `tidings demo`, where it has run.
 
     With --permissions it asks nobody: it prints users for the configuration of an external nats-server, made from the
     settings' namespace and roots. `publish` may publish, ask and read, `work` is for workers and the command line,
@@ -48,7 +53,7 @@ def doctor(
         return
     if user or live:
         raise click.UsageError("--user and --live belong to --permissions")
-    database = database_url or current.database_url
+    database = database_url or current.database_url or _of_the_demo(current)
     findings = asyncio.run(doctors.examine(current.url, current.namespace, database, port))
     if as_json:
         output.put_json(msgspec.to_builtins(findings))
@@ -60,6 +65,18 @@ def doctor(
                 output.put(f"\n{finding.state}: {finding.subject}\n  {finding.mend}")
     if any(finding.state == "fail" for finding in findings):
         raise click.exceptions.Exit(1)
+
+
+def _of_the_demo(settings: Settings) -> str | None:
+    """The database beside the broker in which the to-do system has run, if there is one."""
+    try:
+        place = engines.parse(settings.url, settings.namespace)
+    except TidingsError:
+        return None  # the findings say it
+    if place.kind != "embedded":
+        return None
+    url = own_database(place.directory or project_directory())
+    return url if Path(url.removeprefix("sqlite:///")).is_file() else None
 
 
 def _put_permissions(settings: Settings, users: Sequence[User], live: Sequence[str], as_json: bool) -> None:

@@ -49,7 +49,7 @@ class Demo(msgspec.Struct, frozen=True):
         for group in scaled:
             if group not in chosen:
                 raise ConfigError(f"--scale {group}: it does not run; add it: --with {','.join((*chosen, group))}")
-        database = database_url or os.environ.get("TIDINGS_DATABASE_URL") or _own_database(folder)
+        database = database_url or os.environ.get("TIDINGS_DATABASE_URL") or own_database(folder)
         return cls(folder, database, chosen, scaled, port)
 
     @property
@@ -65,7 +65,7 @@ class Demo(msgspec.Struct, frozen=True):
     @property
     def foreign_database(self) -> bool:
         """Whether it is another than the file in our folder."""
-        return self.database_url != _own_database(self.data)
+        return self.database_url != own_database(self.data)
 
     @property
     def log(self) -> Path:
@@ -101,7 +101,8 @@ class Demo(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(program, environment=environment)
 
 
-def _own_database(folder: Path) -> str:
+def own_database(folder: Path) -> str:
+    """The URL of the database that the system keeps beside its broker, unless it is given another."""
     return f"sqlite:///{folder / 'todo.sqlite3'}"
 
 
