@@ -33,7 +33,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults (default: 10)")
     parser.add_argument("--engine", choices=["embedded"], default="embedded", help="what carries the messages")
     parser.add_argument("--seed", type=int, default=None, help="of the faults and the workload (default: a new one)")
-    parser.add_argument("--rate", type=float, default=220.0, help="messages a second to publish (default: 220)")
+    parser.add_argument("--rate", type=float, default=180.0, help="messages a second to publish (default: 180)")
     parser.add_argument("--keep", type=Path, help="an empty or new folder to leave everything in, for looking into it")
     chosen = parser.parse_args(argv)
     if not chosen.minutes > 0:

@@ -83,10 +83,10 @@ def make_bus(folder: Path, url: str, history: History) -> tidings.Bus:
 
     async def in_order(placed: Placed, message: tidings.Message, db: AsyncSession) -> None:
         await take(db, "ordered", placed, message.attempt)
-        if placed.number % 5 == 2 and message.attempt == 1:
+        if placed.number % 25 == 2 and message.attempt == 1:
             raise ValueError(f"operation {placed.op} fails once, and later ones of its key must wait")
 
-    bus.on(Placed, group="ordered", retry=retry, order=True, concurrency=2)(in_order)
+    bus.on(Placed, group="ordered", retry=retry, order=True, concurrency=8)(in_order)
     return bus
 
 

@@ -242,7 +242,7 @@ class Nemesis:
     def count(self) -> int:
         return sum(self.kills.values())
 
-    async def run(self, seconds: float, shortest: float = 1.0, longest: float = 5.0) -> None:
+    async def run(self, seconds: float, shortest: float = 1.5, longest: float = 7.0) -> None:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, self._random.uniform(shortest, longest)))

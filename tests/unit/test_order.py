@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 
 import tidings
 from tidings import RetryPolicy
-from tidings.engines.memory import MemoryEngine
+from tidings.clock import ManualClock
+from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.testing import TestBus, attached
+from workbench import until
 
 
 class Step(tidings.Event, subject="events.step", key="item"):
@@ -108,3 +113,40 @@ async def test_a_worker_without_order_is_refused_where_there_is_order() -> None:
     async with TestBus(bus) as t, attached(other, await connected(t), t.clock) as running:
         with pytest.raises(tidings.ConfigError, match="tidings groups unorder g"):
             await running.work()
+
+
+async def test_a_message_that_never_comes_holds_up_its_key_for_some_leases_only() -> None:
+    """What an engine says it has put back, and has not, is found by the worker itself: it begins anew, and goes on."""
+
+    class Forgetful(MemoryEngine):
+        forgot = 0
+
+        async def unpark(self, group: str, positions: Sequence[int]) -> int:
+            if self.forgot:
+                return await super().unpark(group, positions)
+            self.forgot = len(positions)
+            return self.forgot
+
+    bus, seen = tidings.Bus("t"), list[int]()
+
+    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=3, first=60, most=60))
+    async def handle(step: Step, about: tidings.Message) -> None:
+        if step.n == 0 and about.attempt == 1:
+            raise ValueError("later")
+        seen.append(step.n)
+
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    engine = Forgetful(store)
+    await engine.open()
+    async with attached(bus, engine, clock) as running:
+        await running.work()
+        await bus.publish_many(steps("a", 3))
+        await until(lambda: store.stats().groups["g"].parked == 2)
+        await clock.advance(60)
+        await until(lambda: engine.forgot == 2)
+        assert seen == [0]
+        async with asyncio.timeout(10):
+            while seen != [0, 1, 2]:
+                await clock.advance(1)
+    await engine.close()

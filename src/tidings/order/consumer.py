@@ -41,6 +41,8 @@ class OrderedConsumer(Consumer):
         self._hands = hands
         self._lease = lease
         self._election = Election(engine, self.group, clock=hands.clock, lease=lease)
+        self._quiet: tuple[float, frozenset[int]] | None = None
+        """Since when every pull has ended with nothing, and which messages keys have been waiting for since then."""
         self._reign: Reign | None = None
         self._keeping: asyncio.Task[None] | None = None
 
@@ -108,6 +110,7 @@ class OrderedConsumer(Consumer):
     async def _work(self, reign: Reign) -> None:
         await self._enter(reign)
         await self._order.begin()
+        self._quiet = None
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_ends())
             tasks.create_task(self._follow_pauses())
@@ -168,4 +171,20 @@ class OrderedConsumer(Consumer):
         return max(_AHEAD, 2 * self._runner.concurrency, 2 * self._runner.room()) - lanes.busy
 
     def _begin(self, deliveries: Sequence[Delivery]) -> None:
+        self._look_for_gaps(came=bool(deliveries))
         self._order.accept(deliveries)
+
+    def _look_for_gaps(self, *, came: bool) -> None:
+        """Raise when keys wait for messages that do not come, although nothing else does for two leases: the term ends,
+        and the next one begins with what is really there."""
+        if came or self._order.paused:
+            self._quiet = None
+            return
+        now, awaited = self._clock.monotonic(), self._order.lanes.awaited
+        since, before = self._quiet or (now, awaited)
+        missing = before & awaited
+        self._quiet = (since, missing) if missing else (now, awaited)
+        if missing and now - since > 2 * self._lease:
+            raise RuntimeError(
+                f"{len(missing)} messages were to be handed out again and are not, the oldest is {min(missing)}"
+            )

@@ -109,6 +109,11 @@ class Lanes:
         """Deliveries in hand that wait for their next try."""
         return self._resting
 
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Positions that are to be handed out again."""
+        return frozenset(position for lane in self._lanes.values() for position in lane.coming)
+
     def known_dead(self, key: str, position: int) -> None:
         """There is a dead letter."""
         insort(self._lane(key).dead, position)
