@@ -32,6 +32,9 @@ class Job(msgspec.Struct, frozen=True):
     writes: str = "add"
     """What it does there: `add` (one object), `save` (an object, its id, a follow-up event), `batch` (one statement for
     many)."""
+    poison: str = ""
+    """What is wrong with one message in a hundred, which can never be saved: its handler `raises`, or its row is
+    `refused` by the database. Empty is nothing."""
     profile: str = ""
     """A file for the profile of a worker; empty is none."""
 

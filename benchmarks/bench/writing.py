@@ -65,6 +65,28 @@ def row(message: Sent) -> Row:
     return Row(number=message.number, text=message.text)
 
 
+class Once:
+    """Tells of each message once, however often its handler runs again because of others."""
+
+    def __init__(self, seen: Callable[[float], None]) -> None:
+        self._seen = seen
+        self._known: set[int] = set()
+
+    def __call__(self, position: int, sent: float) -> None:
+        if position not in self._known:
+            self._known.add(position)
+            self._seen(sent)
+
+
+def is_poison(message: Sent) -> bool:
+    return message.number % 100 == 50
+
+
+def refused_row() -> Row:
+    """One that the database does not take: it lacks what it must have."""
+    return Row(number=None, text=None)
+
+
 async def write_many(session: AsyncSession, messages: Sequence[Sent]) -> None:
     """One multi-row statement."""
     values = [{"number": message.number, "text": message.text} for message in messages]

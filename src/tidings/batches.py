@@ -47,7 +47,7 @@ class Batches(Gathering):
                     batch = await self._call(part.works, None)
                     await self.handling.publisher.send(self._staged(part.works, batch))
                 else:
-                    async with units.begin(self.handling.plan.connection) as unit:
+                    async with units.begin(self.handling.plan.connection, self.group) as unit:
                         batch = await self._transact(unit, part, run)
         except LeaseLost:
             return self.after_lost_lease(part, run)

@@ -11,6 +11,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 from .each import Each
 from .engine import Delivery, Done, Outcome, Outgoing, Release
@@ -95,6 +96,12 @@ class Gathering(Each):
             await asyncio.wait({task})
             raise
 
+    async def _outcome(self, delivery: Delivery, message: Message[Any], mark: int) -> Outcome:
+        outcome = await super()._outcome(delivery, message, mark)
+        if delivery.attempts > 0 and not isinstance(outcome, Release):
+            self.pace.tried_again(isinstance(outcome, Done))
+        return outcome
+
     def begun(self, delivery: Delivery) -> Work | Outcome | None:
         """The delivery as work to be done with others; its outcome if it has one already; None if it has to run by
         itself."""
@@ -141,7 +148,7 @@ class Gathering(Each):
             if not units.conflict(error):
                 return self.away(Away(error, sure=True), part, run)
         log.info("%d messages failed together, they run again in smaller parts: %s", len(part.works), line_of(error))
-        self.pace.spoilt()
+        run.spoilt()
         return self.split(part)
 
     def after_lost_lease(self, part: Part, run: Run) -> list[Part]:
@@ -159,6 +166,13 @@ class Run:
         self.alone: list[Delivery] = []
         """To be handled by themselves, in this order."""
         self._runner = runner
+        self._spoilt = False
+
+    def spoilt(self) -> None:
+        """Some of them had to be rolled back."""
+        if not self._spoilt:
+            self._spoilt = True
+            self._runner.pace.spoilt()
 
     def settle(self, outcome: Outcome) -> None:
         """Say what becomes of one of them."""

@@ -195,7 +195,7 @@ class Handling:
     ) -> list[Outgoing] | None:
         """What was staged and committed; None if the message was handled before. `cut_off` gets what was staged: should
         the commit fail, it may be there all the same."""
-        async with units.begin(self.plan.connection) as unit:
+        async with units.begin(self.plan.connection, self.handler.options.group) as unit:
             async with time_limit(self.clock, self.limit):
                 if not await unit.fresh([inbox_key(message)]):
                     return None

@@ -16,10 +16,13 @@ log = logging.getLogger("tidings.worker")
 
 MOST: Final = 256
 FIRST: Final = 16
+FEWEST: Final = 8
 SLOW: Final = 0.01
 """Seconds that a handler may take; one in twenty may take longer."""
 LONGEST: Final = 0.25
 """Seconds after which a group begins no further message."""
+CAREFUL: Final = 50
+"""Groups for which the worker is on its guard after the database has refused something."""
 _COUNTED: Final = 60
 _TOO_MANY: Final = 3
 _PAUSE: Final = 30.0
@@ -32,10 +35,11 @@ class Pace:
     def __init__(self, group: str, clock: Clock, *, first: int = FIRST, most: int = MOST) -> None:
         self.size = min(first, most)
         """How many messages the next transaction may have."""
-        self.wary = False
-        """Whether a failure has lately cost a whole group: what has failed before runs by itself then."""
+        self.wary = True
+        """Whether what has failed before runs by itself: until one of those has shown that they succeed now."""
         self.meets = True
         """Whether flushes may be shared."""
+        self._careful = 0
         self._most = most
         self._group = group
         self._clock = clock
@@ -49,16 +53,29 @@ class Pace:
         """Whether messages may share a transaction now."""
         return self._clock.monotonic() >= self._until
 
+    @property
+    def careful(self) -> bool:
+        """Whether it is worth a savepoint to find out whose rows the database refuses."""
+        return self._careful > 0
+
+    def beware(self) -> None:
+        """The database has refused something."""
+        self._careful = CAREFUL
+
     def clean(self, count: int) -> None:
         """A group of so many was committed."""
+        self._careful = max(0, self._careful - 1)
         if count >= self.size:
             self.size = min(self._most, self.size + max(1, self.size // 2))
-        self.wary = False
 
-    def spoilt(self, *, wary: bool = False) -> None:
-        """A group had to be rolled back, because of a handler that is `wary` to be given another time."""
-        self.size = max(min(2, self._most), self.size // 2)
-        self.wary = self.wary or wary
+    def spoilt(self) -> None:
+        """A group had to be rolled back. Said once for what was pulled together, however many of its parts fail."""
+        self.size = max(min(FEWEST, self._most), self.size // 2)
+        self.wary = True
+
+    def tried_again(self, well: bool) -> None:
+        """One that had failed before ran by itself."""
+        self.wary = not well
 
     def interleaved(self) -> None:
         """Handlers that met at a flush wanted to read afterwards."""

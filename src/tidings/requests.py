@@ -154,7 +154,7 @@ class Responding:
 
     async def _transact(self, units: Units, message: Message[Any]) -> bytes:
         """The answer, written before the commit: one that cannot be written leaves nothing behind."""
-        async with units.begin(self.plan.connection) as unit:
+        async with units.begin(self.plan.connection, self.spec.subject) as unit:
             written = self._codec.encode(await self._call(message, unit))
             await unit.commit()
             return written
@@ -167,7 +167,7 @@ class Responding:
         with being_handled(message, self.plan.transactional):
             if units is None:
                 return await deliver(*way, self._items(message, None), self._stopping)
-            async with units.begin(self.plan.connection) as unit:
+            async with units.begin(self.plan.connection, self.spec.subject) as unit:
                 reply = await deliver(*way, self._items(message, unit), self._stopping)
                 await unit.commit()
                 return reply

@@ -50,6 +50,8 @@ class Round:
         self, handling: Handling, shared: Shared, works: Sequence[Work], pace: Pace, stopping: Callable[[], bool]
     ) -> None:
         self.done: list[tuple[Work, list[Outgoing]]] = []
+        self._members: dict[int, Work] = {}
+        """Whose each of them is that has ended well, by its `id`."""
         self.failed: list[tuple[Work, BaseException]] = []
         """What failed by itself and has left no trace in the transaction."""
         self.late: list[Work] = []
@@ -80,11 +82,14 @@ class Round:
         try:
             while True:
                 await self._turns.quiet()
-                if self.spoilt or not self._meeting:
+                if self.spoilt:
                     break
                 met, self._meeting = self._meeting, []
                 async with answering(self._clock):
                     await self._shared.flush(met)
+                if not met:
+                    self._take_back()
+                    break
                 self._turns.resume()
         finally:
             timer.cancel()
@@ -128,6 +133,7 @@ class Round:
             return
         self._pace.took(self._clock.monotonic() - self._since)
         self.done.append((work, staged))
+        self._members[id(member)] = work
 
     async def _called(self, work: Work, member: Member) -> Any:
         run = self._handling.run(work.message, member)
@@ -165,6 +171,13 @@ class Round:
             self.failed.append((work, error))
         else:
             self._spoil((work, error))
+
+    def _take_back(self) -> None:
+        """What had ended well, but is refused by the database."""
+        refused = [(self._members[id(member)], error) for member, error in self._shared.refused]
+        self.failed.extend(refused)
+        gone = {id(work) for work, _ in refused}
+        self.done = [(work, staged) for work, staged in self.done if id(work) not in gone]
 
     def _spoil(self, guilty: tuple[Work, BaseException] | None) -> None:
         if not self.spoilt:

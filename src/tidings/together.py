@@ -3,8 +3,10 @@
     up to N waiting messages ──> one inbox check ──> their handlers ──> one flush, one outbox insert, one commit
 
 It never waits for more messages. If anything fails, all of it is rolled back and the guilty message runs by itself, so
-that only there an attempt is counted; where nobody knows which it is, halves are tried, and halves of halves. A handler
-that fails before it has touched the database spoils nothing: its failure counts at once, and the others commit.
+that only there an attempt is counted; where nobody knows which it is, all are tried again with care (below), then
+halves, and halves of halves. A handler that fails before it has touched the database spoils nothing: its failure counts
+at once, and the others commit. With care, that is with a savepoint around each common insert, the same is true of one
+whose rows the database refuses. What has failed before runs by itself, until one of those succeeds.
 
 Outside the database a handler's effects may repeat, even without a crash: with `commit="each"` only after one.
 """
@@ -12,6 +14,7 @@ Outside the database a handler's effects may repeat, even without a crash: with 
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractAsyncContextManager
 
 from .engine import Done, Outgoing
 from .gathering import Gathering, Part, Run
@@ -37,11 +40,15 @@ class Together(Gathering):
         self._units: Units = handling.plan.units
 
     def split(self, part: Part) -> list[Part]:
-        return part.halves()
+        """Once more with care, which finds those whose rows are refused; if that is not it, halves."""
+        if self.pace.careful:
+            return part.halves()
+        self.pace.beware()
+        return [part]
 
     async def attempt(self, part: Part, run: Run) -> list[Part]:
         try:
-            async with self._units.share(self.handling.plan.connection) as shared:
+            async with self._share() as shared:
                 round = await self._round(shared, part, run)
                 if not round.spoilt:
                     staged = await self._commit(shared, round, part)
@@ -56,6 +63,9 @@ class Together(Gathering):
         # Its transaction is rolled back by now: two of them would need two connections.
         return await self._after_spoilt(round, shared, part, run)
 
+    def _share(self) -> AbstractAsyncContextManager[Shared]:
+        return self._units.share(self.handling.plan.connection, self.group, careful=self.pace.careful)
+
     async def _round(self, shared: Shared, part: Part, run: Run) -> Round:
         await self.only_new(shared, part, run)
         round = Round(self.handling, shared, part.works, self.pace, lambda: self.stopping)
@@ -66,6 +76,8 @@ class Together(Gathering):
                 run.settle(self.judged(work, error))
             own = {id(work) for work, _ in round.failed}
             part.works = [work for work in part.works if id(work) not in own]
+        if shared.refused:
+            self.pace.beware()
         if round.waited:
             self.pace.demote("its handler waits for something besides its database")
         return round
@@ -73,7 +85,6 @@ class Together(Gathering):
     async def _commit(self, shared: Shared, round: Round, part: Part) -> list[Outgoing]:
         part.cut_off = staged = [message for _, messages in round.done for message in messages]
         async with answering(self.hands.clock):
-            await shared.flush(())
             await shared.forget([work.key for work, _ in round.failed] + [work.key for work in round.late])
             await shared.stage(staged)
             await self.handling.check_ours(shared, [work.delivery for work, _ in round.done])
@@ -94,12 +105,12 @@ class Together(Gathering):
             self.pace.interleaved()
             return [part]
         if round.guilty is None:
-            self.pace.spoilt()
+            run.spoilt()
             return self.split(part)
         guilty, error = round.guilty
         if isinstance(error, Exception) and self._units.transient(error):
             return await self.failed(error, part, run, self._units)
         log.info("rolled back, the message runs again by itself: %s", line_of(error))
-        self.pace.spoilt(wary=True)
+        run.spoilt()
         run.alone.append(guilty.delivery)
         return [part.without(guilty)]

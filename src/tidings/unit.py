@@ -145,8 +145,17 @@ class Shared(Protocol):
         returns after `flush` was called with it. Without `meet` every flush is one at once."""
         ...
 
+    @property
+    def refused(self) -> list[tuple[Member, Exception]]:
+        """Members that had joined and whose rows the database did not take: nothing of them is in the transaction."""
+        ...
+
     async def flush(self, met: Sequence[Member]) -> None:
-        """Write what joined members have left, and what the members that wait in `meet` have added, all together."""
+        """Write what joined members have left, and what the members that wait in `meet` have added, all together.
+
+        If the database refuses it, raises; a `careful` unit finds out whose rows are to blame and goes on without
+        them: `meet` raises in those that wait there, the others are `refused`.
+        """
         ...
 
     async def fresh(self, keys: Sequence[InboxKey]) -> set[InboxKey]: ...
@@ -186,17 +195,19 @@ class Units(Protocol):
         """Whether a handler parameter of this type is given this database's connection."""
         ...
 
-    def begin(self, annotation: object) -> AbstractAsyncContextManager[Unit]:
-        """A new transaction for a handler with that annotation. Leaving the context without `commit` rolls back and
-        gives the connection back to its pool, also on cancel."""
+    def begin(self, annotation: object, name: str = "") -> AbstractAsyncContextManager[Unit]:
+        """A new transaction for a handler with that annotation; `name` tells who looks at the database whose it is.
+        Leaving the context without `commit` rolls back and gives the connection back to its pool, also on cancel."""
         ...
 
     def shares(self, annotation: object) -> bool:
         """Whether handlers with that annotation can share a transaction."""
         ...
 
-    def share(self, annotation: object) -> AbstractAsyncContextManager[Shared]:
-        """As `begin`, for many messages."""
+    def share(
+        self, annotation: object, name: str = "", *, careful: bool = False
+    ) -> AbstractAsyncContextManager[Shared]:
+        """As `begin`, for many messages; for `careful` see `Shared.flush`."""
         ...
 
     def transient(self, error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from sqlalchemy import Connection, UniqueConstraint, event, func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -300,6 +301,45 @@ async def test_a_row_that_the_database_refuses_fails_alone(app: App) -> None:
     assert handled.letters == [b'{"number":42}']
     assert attempts == {1}
     assert await app.numbers() == [number for number in range(MANY) if number != 42]
+
+
+@pytest.mark.parametrize("flush", [False, True])
+async def test_refused_rows_are_told_from_the_others(app: App, flush: bool) -> None:
+    """Among a hundred messages the database refuses the rows of three, wherever they stand: these are dead letters, and
+    the others are saved without being run more than twice."""
+    calls: dict[int, int] = {}
+    bad = {3, 42, 43}
+
+    @app.bus.on(New, group="save", retry=tidings.NEVER)
+    async def save(new: New, db: AsyncSession) -> Saved:
+        calls[new.number] = calls.get(new.number, 0) + 1
+        row = Item(number=0 if new.number in bad else new.number)
+        db.add(row)
+        if flush:
+            await db.flush()
+        return Saved(number=new.number, id=row.id or 0)
+
+    handled = await app.handle(list(range(MANY)))
+    good = [number for number in range(MANY) if number not in bad]
+    assert sorted(handled.letters) == [b'{"number":%d}' % number for number in sorted(bad, key=str)]
+    assert await app.numbers() == sorted(saved.number for saved in handled.saved) == good
+    assert max(calls[number] for number in good) <= 2
+
+
+async def test_a_refused_flush_that_is_swallowed_saves_nothing_of_it(app: App) -> None:
+    """A handler that catches the error of its flush and goes on as if it were saved fails all the same."""
+
+    @app.bus.on(New, group="save", retry=tidings.NEVER)
+    async def save(new: New, db: AsyncSession) -> None:
+        db.add(Item(number=0 if new.number in {1, 30, 31} else new.number))
+        try:
+            await db.flush()
+        except IntegrityError:
+            return
+
+    handled = await app.handle(list(range(60)))
+    assert len(handled.letters) == 3
+    assert await app.numbers() == [number for number in range(60) if number not in {1, 30, 31}]
 
 
 async def test_retry_later_and_reject_concern_one_message(app: App) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tidings.clock import ManualClock
-from tidings.pace import FIRST, MOST, SLOW, Pace
+from tidings.pace import CAREFUL, FEWEST, FIRST, MOST, SLOW, Pace
 from tidings.turns import Turns, watched
 
 
@@ -129,7 +129,31 @@ def test_the_size_grows_and_is_halved() -> None:
     assert pace.size == MOST // 2
     for _ in range(20):
         pace.spoilt()
-    assert pace.size == 2
+    assert pace.size == FEWEST
+
+
+def test_what_has_failed_before_proves_itself_first() -> None:
+    """What comes back after a failure runs by itself, until one of those succeeds; and again once a group is spoilt or
+    one of those fails."""
+    pace = Pace("g", ManualClock())
+    seen = [pace.wary]
+    for well in (True, False, True):
+        pace.tried_again(well)
+        seen.append(pace.wary)
+    pace.clean(5)
+    pace.spoilt()
+    assert [*seen, pace.wary] == [True, False, True, False, True]
+
+
+def test_care_lasts_for_a_while() -> None:
+    """After a refusal the next groups are careful; it ends when enough of them went well."""
+    pace = Pace("g", ManualClock())
+    seen = [pace.careful]
+    pace.beware()
+    for _ in range(CAREFUL + 1):
+        seen.append(pace.careful)
+        pace.clean(1)
+    assert seen == [False, *[True] * CAREFUL, False]
 
 
 async def test_a_slow_handler_gets_transactions_of_its_own_for_a_while() -> None:

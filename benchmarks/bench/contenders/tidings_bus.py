@@ -12,7 +12,7 @@ import tidings
 from tidings.sql import Migrations
 
 from ..job import Body, Job
-from ..writing import prepare, row, sessions, write_many
+from ..writing import Once, is_poison, prepare, refused_row, row, sessions, write_many
 from . import Asker, Seen
 
 
@@ -93,6 +93,20 @@ def writing_bus(job: Job, seen: Seen) -> tidings.Bus:
             await write_many(db, list(batch))
             for event in batch:
                 seen(event.sent)
+
+    elif job.poison:
+        once = Once(seen)
+
+        @bus.on(Nothing, group="nothing")
+        async def save_or_fail(event: Nothing, message: tidings.Message, db: AsyncSession) -> Written:
+            bad = is_poison(event)
+            saved = refused_row() if bad and job.poison == "refused" else row(event)
+            db.add(saved)
+            await db.flush()
+            if bad and job.poison == "raises":
+                raise ValueError("poison")
+            once(message.position, event.sent)
+            return Written(id=saved.id, text=saved.text)
 
     elif job.writes == "save":
 

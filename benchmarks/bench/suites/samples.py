@@ -38,12 +38,13 @@ def handled(
             return worker.hear()
 
 
-def written(contender: str, count: int, kind: str, writes: str, *, sync: str) -> Sample:
-    """As `handled`, with a handler that writes into an empty database of the kind."""
+def written(contender: str, count: int, kind: str, writes: str, *, sync: str, poison: str = "") -> Sample:
+    """As `handled`, with a handler that writes into an empty database of the kind; poison is not among the counted."""
     with database(kind) as url, broker(ABOUT[contender].broker, sync) as server:
         fill = Job(contender, "fill", server.url, server.pid, count + MORE, database=url, writes=writes)
         run(fill)
-        with child(Job(contender, "work", server.url, server.pid, count, database=url, writes=writes)) as worker:
+        work = Job(contender, "work", server.url, server.pid, count, database=url, writes=writes, poison=poison)
+        with child(work) as worker:
             worker.hear()
             return worker.hear()
 

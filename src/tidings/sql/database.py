@@ -99,11 +99,12 @@ class Database:
         return masked(self.engine.url)
 
     @asynccontextmanager
-    async def begin(self, *, for_handler: bool = False) -> AsyncIterator[Transaction]:
+    async def begin(self, name: str = "", *, for_handler: bool = False) -> AsyncIterator[Transaction]:
         """A transaction, rolled back on leaving unless it was committed. `for_handler` takes the application's own
-        session class; ours are plain, so that its session events hear nothing of inbox and outbox."""
+        session class; ours are plain, so that its session events hear nothing of inbox and outbox. `name` is whose
+        it is, for `Dialect.begin`."""
         async with self._turn_to_write():
-            transaction = Transaction(self._lane(for_handler), self.dialect, self.description)
+            transaction = Transaction(self._lane(for_handler), self.dialect, self.description, name)
             try:
                 await transaction.open()
                 yield transaction

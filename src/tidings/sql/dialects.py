@@ -34,8 +34,9 @@ class Dialect(Protocol):
     one_writer: bool
     """Whether writers queue for the whole database anyway, so that they had better queue in the process first."""
 
-    def begin(self, connection: Connection) -> None:
-        """Make the transaction that SQLAlchemy has just begun one that a handler may have."""
+    def begin(self, connection: Connection, name: str) -> None:
+        """Make the transaction that SQLAlchemy has just begun one that a handler may have, under a name for those who
+        look at the database's sessions."""
         ...
 
     def in_transaction(self, driver: Any) -> bool:
@@ -56,7 +57,7 @@ class SQLite:
     for_share = ""  # who may write at all keeps everybody else from it
     one_writer = True
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: Connection, name: str) -> None:
         """`BEGIN IMMEDIATE`: the write lock from the start, so that what a handler reads is still true when it writes.
 
         A deferred transaction that reads first and writes later loses with "database is locked" at once, whatever the
@@ -115,15 +116,18 @@ class PostgreSQL:
     for_share = "FOR SHARE"
     one_writer = False
 
-    _idle = text(
-        f"SELECT set_config('idle_in_transaction_session_timeout', '{IDLE_LIMIT}s', true)"
-        " WHERE current_setting('idle_in_transaction_session_timeout') = '0'"
+    _begun = text(
+        "SELECT set_config('application_name', concat_ws(' ', nullif(current_setting('application_name'), ''),"
+        " CAST(:name AS text)), true), CASE WHEN current_setting('idle_in_transaction_session_timeout') = '0'"
+        f" THEN set_config('idle_in_transaction_session_timeout', '{IDLE_LIMIT}s', true) END"
     )
 
-    def begin(self, connection: Connection) -> None:
-        """A process that is stopped in the middle keeps the lock on its inbox row; after `IDLE_LIMIT` seconds without
+    def begin(self, connection: Connection, name: str) -> None:
+        """The `application_name` is the name, behind the application's own if it has one, until the transaction ends.
+
+        A process that is stopped in the middle keeps the lock on its inbox row; after `IDLE_LIMIT` seconds without
         a statement the server ends such a transaction, unless the application has set a limit of its own."""
-        connection.execute(self._idle)
+        connection.execute(self._begun, {"name": name})
 
     def in_transaction(self, driver: Any) -> bool:
         if hasattr(driver, "is_in_transaction"):  # asyncpg

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection, event, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -19,7 +19,11 @@ from tidings.unit import Interleaved, Meet, Member
 
 from .store import Store
 from .transaction import Transaction, guard
+from .trouble import is_transient
 from .unit import SqlUnit
+
+Rows: TypeAlias = "tuple[SessionMember, list[object]]"
+"""What a member has added."""
 
 _MEMBER: Final = "_tidings_member"
 
@@ -33,13 +37,17 @@ class SqlShared(SqlUnit):
         store: Store,
         make: Callable[[], AsyncSession | Session],
         annotation: type,
+        *,
+        careful: bool,
     ) -> None:
         super().__init__(transaction, store, None)
         self._make = make
         self._annotation = annotation
         self._core: Any = None
-        self._ready: list[object] = []
-        """Added by members that have joined, not yet in the transaction's own session."""
+        self._careful = careful
+        self._ready: list[Rows] = []
+        """Added by members that have joined or meet, not yet in the transaction's own session."""
+        self.refused: list[tuple[Member, Exception]] = []
         self._flushing = False
         self._own: Session
         self.busy = False
@@ -59,9 +67,10 @@ class SqlShared(SqlUnit):
             return CoreMember(self._core, self._transaction)
         return SessionMember(self, self._make(), self._transaction, meet)
 
-    def left(self, objects: list[object]) -> None:
-        """A member has joined and leaves these to be inserted."""
-        self._ready.extend(objects)
+    def left(self, member: SessionMember, objects: list[object]) -> None:
+        """A member leaves these to be inserted."""
+        if objects:
+            self._ready.append((member, objects))
 
     def refuse(self) -> Interleaved:
         """Note that a member reads what it must not see."""
@@ -93,16 +102,39 @@ class SqlShared(SqlUnit):
         event.listen(self.connection, "after_cursor_execute", self._after)
 
     def _flush(self, session: Session) -> None:
-        objects, self._ready = self._ready, []
+        ready, self._ready = self._ready, []
         self._flushing = True
         try:
-            session.add_all(objects)
-            session.flush()
+            if self._careful:
+                self._insert_good(session, ready)
+            else:
+                _insert(session, ready)
         except BaseException:
             self.broken = True
             raise
         finally:
             self._flushing = False
+
+    def _insert_good(self, session: Session, ready: list[Rows]) -> None:
+        """With a savepoint around it; what the database refuses is taken back and tried in halves."""
+        try:
+            with session.begin_nested():
+                _insert(session, ready)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            if len(ready) == 1:
+                self._refuse_rows(ready[0][0], error)
+                return
+            middle = len(ready) // 2
+            self._insert_good(session, ready[:middle])
+            self._insert_good(session, ready[middle:])
+
+    def _refuse_rows(self, member: SessionMember, error: Exception) -> None:
+        if member.joined:
+            self.refused.append((member, error))
+        else:
+            member.refusal = error
 
     def _before(self, *_: Any) -> None:
         """Whoever reads is to see what those before it have left."""
@@ -117,6 +149,14 @@ class SqlShared(SqlUnit):
         """An object that was inserted with those of others loads something, outside of a flush."""
         if not self._flushing:
             raise self.refuse()
+
+
+def _insert(session: Session, ready: Sequence[Rows]) -> None:
+    for _, objects in ready:
+        session.add_all(objects)
+    session.flush()
+    for member, _ in ready:
+        member.written = True
 
 
 class CoreMember:
@@ -150,6 +190,11 @@ class SessionMember:
         self._added: list[object] = []
         self._real = False
         self._met = False
+        self.written = False
+        """Whether rows of it are in the transaction."""
+        self.joined = False
+        self.refusal: Exception | None = None
+        """What the database has said of its rows."""
         self.own = {"add": self._add, "add_all": self._add_all}
         if self._meet is not None:
             self.own["flush"] = self._flush
@@ -158,23 +203,24 @@ class SessionMember:
 
     @property
     def pure(self) -> bool:
-        return not (self._real or self._met)
+        return not (self._real or self.written)
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         return await self._transaction.run(function, *args)
 
     async def join(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.joined = True
         if self._real:
             await self._transaction.with_session(self._end)
         else:
-            self._shared.left(self._added)
-            self._added = []
+            self._hand_over()
 
     def hand_over(self) -> None:
         """What it has added is flushed with that of others."""
         self._met = True
-        self._shared.left(self._added)
-        self._added = []
+        self._hand_over()
 
     async def flush_alone(self) -> None:
         """Nobody else waits for the flush: it is an ordinary one, and the session an ordinary one from now on."""
@@ -237,6 +283,12 @@ class SessionMember:
         elif self._added:
             assert self._meet is not None
             await self._meet(self)
+            if self.refusal is not None:
+                raise self.refusal
+
+    def _hand_over(self) -> None:
+        self._shared.left(self, self._added)
+        self._added = []
 
 
 @cache

@@ -33,10 +33,13 @@ class Transaction:
     the connection is thrown away, which rolls back as well, so that the pool never loses a place.
     """
 
-    def __init__(self, lane: Lane, dialect: Dialect, description: str, *, reads_only: bool = False) -> None:
+    def __init__(
+        self, lane: Lane, dialect: Dialect, description: str, name: str = "", *, reads_only: bool = False
+    ) -> None:
         self._lane = lane
         self._dialect = dialect
         self._description = description
+        self._name = f"tidings {name}".rstrip()
         self._reads_only = reads_only
         self._open = False
         self._begun: SessionTransaction | None = None
@@ -104,7 +107,7 @@ class Transaction:
         hooks.watch(connection.engine)
         if self._reads_only and self._dialect.one_writer:
             return
-        self._dialect.begin(connection)
+        self._dialect.begin(connection, self._name)
         hooks.begun(connection)
         self._begun = session.get_transaction()
         if not self._dialect.in_transaction(connection.connection.driver_connection):

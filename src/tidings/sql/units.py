@@ -76,13 +76,13 @@ class SqlUnits:
         return True
 
     @asynccontextmanager
-    async def begin(self, annotation: object) -> AsyncIterator[SqlUnit]:
+    async def begin(self, annotation: object, name: str = "") -> AsyncIterator[SqlUnit]:
         """A new transaction for a handler with that annotation; see `Units.begin`.
 
         Raises `DatabaseError` when there is none to be had. Cancelled, it still gives the connection back.
         """
         assert isinstance(annotation, type), "the plan of a handler names an annotation that was accepted"
-        async with self._database.begin(for_handler=True) as transaction:
+        async with self._database.begin(name, for_handler=True) as transaction:
             yield SqlUnit(transaction, self._store, await transaction.hand_out(annotation))
 
     def shares(self, annotation: object) -> bool:
@@ -91,11 +91,11 @@ class SqlUnits:
         return self._database.one_for_all
 
     @asynccontextmanager
-    async def share(self, annotation: object) -> AsyncIterator[SqlShared]:
+    async def share(self, annotation: object, name: str = "", *, careful: bool = False) -> AsyncIterator[SqlShared]:
         """A transaction for many messages; see `Units.share`. Raises as `begin` does."""
         assert isinstance(annotation, type), "the plan of a handler names an annotation that was accepted"
-        async with self._database.begin(for_handler=True) as transaction:
-            shared = SqlShared(transaction, self._store, self._database.session, annotation)
+        async with self._database.begin(name, for_handler=True) as transaction:
+            shared = SqlShared(transaction, self._store, self._database.session, annotation, careful=careful)
             await shared.open()
             yield shared
 
