@@ -401,7 +401,8 @@ class Engine(Protocol):
         ...
 
     def serve(self, subject: str, group: str, responder: Responder) -> AbstractAsyncContextManager[None]:
-        """Answer requests of `subject` (a filter) while entered; those of one `group` share the requests."""
+        """Answer requests of `subject` (a filter) while entered; those of one `group` share the requests. On a cluster
+        some moments may pass until each of its servers knows of who has come."""
         ...
 
     async def recall(self, key: str) -> Record | None:

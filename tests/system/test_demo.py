@@ -63,9 +63,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def test_an_item_is_saved_audited_and_survives(folder: Path) -> None:
     """First start: an item goes the whole way. Ctrl-C: exit code 0, nobody left. Second start: quick, all there."""
+    began = time.monotonic()
     with Demo(folder, "--port", "0") as demo:
         assert demo.started.until("") == "Starting the to-do system …\n"
         demo.ready()
+        first = time.monotonic() - began
         demo.add("write the docs")
         demo.started.until("AUDIT")
         eventually(lambda: demo.items() == ["write the docs"])
@@ -75,7 +77,7 @@ def test_an_item_is_saved_audited_and_survives(folder: Path) -> None:
     eventually(lambda: embedded.locate(demo.data) is None)
     began = time.monotonic()
     with Demo(folder, "--port", "0").ready() as again:
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < max(5.0, 1.5 * first)  # slow only where the machine was slow before
         assert again.items() == ["write the docs"]
         assert again.stop() == 0
 

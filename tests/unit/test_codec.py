@@ -276,9 +276,9 @@ def test_a_type_that_cannot_be_decoded_is_a_config_error() -> None:
 @pytest.mark.parametrize("unclosed", [b'"' + b'\\"' * 300_000, b'"' * 299_999, b'"' + b"\\" * 300_001])
 def test_hostile_strings_cost_no_time(unclosed: bytes) -> None:
     """A message of unclosed strings is looked through once, not once for each of its quotes."""
-    begin = time.perf_counter()
+    begin = time.thread_time()
     check_depth(b"[]" * 100 + unclosed)
-    assert time.perf_counter() - begin < 2
+    assert time.thread_time() - begin < 2
 
 
 @given(st.lists(st.sampled_from(["[", "{", "]", "}", '"', "\\", "x"]), max_size=60))

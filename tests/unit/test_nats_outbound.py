@@ -14,6 +14,7 @@ from nats_server import NatsServer
 from tidings.engines.nats import outbound
 from tidings.engines.nats.outbound import Parcel, frame, outlet_of
 
+PATIENCE = 60.0
 PARCELS: list[Parcel] = [
     ("there.1", "", None, b""),
     ("there.2", "back", None, b"\x00\r\n body"),
@@ -42,7 +43,7 @@ async def sent(server: NatsServer, parcels: list[Parcel], times: int = 1) -> lis
         outlet = outlet_of(sender)
         for _ in range(times):
             outlet.send(parcels)
-        got = [await heard.next_msg(timeout=10) for _ in range(len(parcels) * times)]
+        got = [await heard.next_msg(timeout=PATIENCE) for _ in range(len(parcels) * times)]
         assert outlet.waiting == 0
         return [(message.subject, message.reply, message.headers, message.data) for message in got]
     finally:
@@ -64,7 +65,7 @@ async def test_nothing_overtakes_what_nats_py_has_queued(server: NatsServer) -> 
     try:
         heard = await client.subscribe("there.*")
         outlet_of(client).send([PARCELS[0]])
-        assert (await heard.next_msg(timeout=10)).subject == "there.1"
+        assert (await heard.next_msg(timeout=PATIENCE)).subject == "there.1"
     finally:
         await client.close()
 
@@ -88,7 +89,7 @@ async def test_a_lost_connection_ends_the_long_way(server: NatsServer, monkeypat
     outlet = outlet_of(client)
     await client.close()
     outlet.send(PARCELS)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while outlet.waiting:
             await asyncio.sleep(0)
 
