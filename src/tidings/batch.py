@@ -11,15 +11,19 @@ from .engine import Entry
 from .message import Message, new_id
 
 E = TypeVar("E", default=Any)
+F = TypeVar("F", default=Any)
 
 
-class Batch(Generic[E]):
+class Batch(Generic[E, F]):
     """Messages of one group that waited together, oldest first, at least one. Iterating gives their events.
 
     Each has an outcome of its own: it is handled, unless `fail` was called for it. An exception out of the handler
     concerns none of them in particular: they are handled again, each in a batch of one, and fail there or not. With a
     transaction the effects of all that did not fail, and their follow-ups, are committed together; so call `fail`
     before writing anything for the message, or leave it out of the statement.
+
+    `Batch[NewItem, ItemIndexed]` also names what `follow` is given, as other handlers' return annotation does: so
+    `receipt.wait(ItemIndexed)` knows who could emit it.
 
     In a test of the handler as a plain function: `Batch.of(NewItem(item="a"), NewItem(item="b"))`.
     """
@@ -51,7 +55,7 @@ class Batch(Generic[E]):
             raise TypeError(f"fail({index}, …) takes an exception that says why, not {error!r}")
         self.failures[self._checked(index)] = error
 
-    def follow(self, index: int, *events: Any) -> None:
+    def follow(self, index: int, *events: F) -> None:
         """Events that follow from this message: they leave when it is handled, and only then, in this order."""
         self.follow_ups.setdefault(self._checked(index), []).extend(events)
 

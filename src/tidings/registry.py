@@ -85,7 +85,7 @@ class Plan(msgspec.Struct, frozen=True):
     units: Units | None
     connection: Any
     emits: tuple[str, ...]
-    """Subjects of the events that its return annotation names."""
+    """Subjects of the events that its return annotation names, or its `Batch[…, these]`."""
 
     @property
     def batched(self) -> bool:
@@ -227,7 +227,9 @@ class Registry:
         is_async = streams or inspect.iscoroutinefunction(handler.function)
         owner = next((u for u in units if found is not None and u.accepts(found)), None)
         self._check_thread(handler, is_async, found)
-        emitted = _emitted(hints.get("return"))
+        emitted = _emitted(hints.get("return")) + tuple(
+            spec for hint in hints.values() if typing.get_origin(hint) is Batch for spec in _emitted(_followed(hint))
+        )
         for spec in emitted:
             self.know(spec)
         return Plan(tuple(parameters), is_async, owner, found, tuple(spec.subject for spec in emitted))
@@ -385,6 +387,11 @@ def _emitted(annotation: Any) -> tuple[EventSpec, ...]:
     if (spec := spec_of(annotation)) is not None:
         return (spec,)
     return tuple(spec for part in typing.get_args(annotation) for spec in _emitted(part))
+
+
+def _followed(batch: Any) -> Any:
+    """What a `Batch[E, F]` may be told with `follow`."""
+    return typing.get_args(batch)[1] if len(typing.get_args(batch)) > 1 else None
 
 
 def _show(annotation: Any) -> str:

@@ -241,6 +241,19 @@ def test_no_parameters_are_fine() -> None:
     assert plan(handle).parameters == ()
 
 
+def test_a_batch_names_what_follows() -> None:
+    """The second argument of a batch handler's `Batch` is what it emits."""
+
+    async def many(batch: tidings.Batch[New, Saved | None]) -> None:
+        pass
+
+    async def quiet(batch: tidings.Batch[New]) -> None:
+        pass
+
+    assert plan(many).emits == ("events.todo.saved",)
+    assert plan(quiet).emits == ()
+
+
 def test_emits_are_the_events_of_the_return_annotation() -> None:
     """Unions and lists are looked through; what is no event is left out."""
 
