@@ -14,6 +14,7 @@ from pathlib import Path
 
 import tidings
 
+from .brokers import BROKERS, Broker
 from .checker import Verdict, check
 from .system import Nemesis, running
 
@@ -27,11 +28,11 @@ SHOWN = 20
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./test soak",
-        description="Publish and handle under random kill -9 of workers, publishers, broker and its supervisor, then "
+        description="Publish and handle under random kill -9 of workers, publishers and broker, then "
         "check what is really there. Exit status: 0 pass, 1 fail, 2 unknown (too few kills or messages).",
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults (default: 10)")
-    parser.add_argument("--engine", choices=["embedded"], default="embedded", help="what carries the messages")
+    parser.add_argument("--engine", choices=BROKERS, default="embedded", help="what carries the messages")
     parser.add_argument("--seed", type=int, default=None, help="of the faults and the workload (default: a new one)")
     parser.add_argument("--rate", type=float, default=180.0, help="messages a second to publish (default: 180)")
     parser.add_argument("--keep", type=Path, help="an empty or new folder to leave everything in, for looking into it")
@@ -41,15 +42,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return chosen
 
 
-async def soak(folder: Path, minutes: float, seed: int, rate: float) -> tuple[Verdict, Nemesis]:
+async def soak(folder: Path, broker: Broker, minutes: float, seed: int, rate: float) -> tuple[Verdict, Nemesis]:
     """Run it and judge."""
-    async with running(folder) as system:
+    async with running(folder, broker) as system:
         for _ in range(WORKERS):
             system.add_worker()
         for number in range(PUBLISHERS):
             system.add_publisher(rate / PUBLISHERS, seed + number)
         await system.begun()
-        say(f"nats-server {system.version}, Python {platform.python_version()}, tidings {tidings.__version__}")
+        say(f"{broker.version}, Python {platform.python_version()}, tidings {tidings.__version__}")
         nemesis = Nemesis(system, seed)
         telling = asyncio.create_task(tell(nemesis))
         try:
@@ -110,7 +111,8 @@ def main(argv: list[str]) -> int:
     seed = random.SystemRandom().randrange(10**9) if chosen.seed is None else chosen.seed
     folder = chosen.keep or Path(tempfile.mkdtemp(prefix="tidings-soak-"))
     print(f"seed {seed}, {chosen.minutes:g} minutes on {chosen.engine}, in {folder}", flush=True)
-    verdict, nemesis = asyncio.run(soak(folder.absolute(), chosen.minutes, seed, chosen.rate))
+    broker = BROKERS[chosen.engine](folder.absolute())
+    verdict, nemesis = asyncio.run(soak(folder.absolute(), broker, chosen.minutes, seed, chosen.rate))
     report(verdict, nemesis)
     if chosen.keep is None and verdict.word == "pass":
         shutil.rmtree(folder)

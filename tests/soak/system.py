@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import sys
@@ -12,20 +11,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal
 
 import nats.errors
+from redis.exceptions import RedisError
 
 from demo_system import clean_environment, eventually
-from tidings import embedded
-from tidings.embedded.locate import Layout
-from tidings.embedded.locks import holder_of
 
 from . import events, truth
+from .brokers import Broker, kill
 from .history import History
 
-Role = Literal["worker", "publisher"]
 TESTS = Path(__file__).resolve().parents[1]
+WEIGHTS = {"worker": 8, "publisher": 3, "server": 6, "supervisor": 2}
+"""How often each is killed, beside the others."""
 
 
 class Child:
@@ -96,9 +94,9 @@ class Child:
 class System:
     """One run. `environment` goes to its workers and publishers."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, broker: Broker, environment: dict[str, str]) -> None:
         self.folder = folder
-        self.layout = Layout.of(folder / "broker")
+        self.broker = broker
         self.strange: list[str] = []
         self.workers: list[Child] = []
         self.publishers: list[Child] = []
@@ -109,22 +107,12 @@ class System:
             "TIDINGS_LEASE": "5s",
             **environment,
         }
-        self._broker: embedded.Broker | None = None
-
-    @property
-    def version(self) -> str:
-        """Of nats-server."""
-        return self._broker.version if self._broker else ""
-
-    @property
-    def url(self) -> str:
-        return f"embedded:{self.layout.root}"
 
     async def start(self) -> None:
         for name in ("history", "log"):
             (self.folder / name).mkdir(parents=True)
         events.make_tables(self.folder)
-        self._broker = await embedded.start(self.layout.root)
+        await self.broker.start()
 
     def add_worker(self, **environment: str) -> Child:
         self.workers.append(self._child(f"worker{len(self.workers)}", "soak.worker", environment=environment))
@@ -137,14 +125,8 @@ class System:
         return self.publishers[-1]
 
     def _child(self, name: str, module: str, *words: str, environment: dict[str, str], again: bool = True) -> Child:
-        arguments = (module, str(self.folder), self.url, *words)
+        arguments = (module, str(self.folder), self.broker.url, *words)
         return Child(self, name, *arguments, environment={**self._environment, **environment}, again=again)
-
-    def kill_server(self) -> bool:
-        return _kill(holder_of(self.layout.fence))
-
-    def kill_supervisor(self) -> bool:
-        return _kill(holder_of(self.layout.supervisor_lock))
 
     async def begun(self) -> None:
         """Wait until publishers and workers are at work."""
@@ -156,7 +138,7 @@ class System:
         began = moved = now = time.monotonic()
         quiet, done, least = 0, -1, sys.maxsize
         while now < began + within and now < moved + standstill:
-            with contextlib.suppress(OSError, nats.errors.Error):  # the broker may just be coming back
+            with contextlib.suppress(OSError, nats.errors.Error, RedisError):  # the broker may just be coming back
                 left, effects = await self._left(), truth.count_effects(self.folder)
                 if left < least or effects > done:
                     moved = now
@@ -174,11 +156,7 @@ class System:
 
     async def _left(self) -> int:
         """What no group has settled yet, and what waits in the outbox."""
-        client = await truth.connect(self._admin())
-        try:
-            return await truth.pending(client) + truth.outbox_rows(self.folder)
-        finally:
-            await client.close()
+        return await self.broker.pending() + truth.outbox_rows(self.folder)
 
     async def stop(self) -> None:
         """Workers and publishers, in order."""
@@ -186,17 +164,13 @@ class System:
 
     async def truth(self) -> truth.Truth:
         """Read everything; for when nothing moves any more."""
-        client = await truth.connect(self._admin())
-        try:
-            log, dead = await truth.log(client), await truth.dead_letters(client)
-        finally:
-            await client.close()
+        log, dead = await self.broker.read()
         leftovers = [*self.strange]
         if rows := truth.outbox_rows(self.folder):
             leftovers.append(f"{rows} rows left in the outbox")
         # The broker's own go with its last user, which is this process.
         left = [" ".join(one.cmdline()) for one in truth.processes(str(self.folder))]
-        leftovers += [f"a process is left: {line}" for line in left if str(self.layout.root) not in line]
+        leftovers += [f"a process is left: {line}" for line in left if not self.broker.runs(line)]
         operations, effects = truth.operations(self.folder), truth.effects(self.folder)
         return truth.Truth(operations, log, dead, effects, tuple(leftovers))
 
@@ -204,24 +178,16 @@ class System:
         """End everything that is left of the run, by the pids that belong to it."""
         for child in (*self.publishers, *self.workers):
             await child.abandon()
-        if self._broker is not None:
-            await self._broker.close()
+        await self.broker.close()
         for process in truth.processes(str(self.folder)):
-            if str(self.layout.root) not in " ".join(process.cmdline()):
-                _kill(process.pid)
-        await eventually(lambda: holder_of(self.layout.fence) is None, 30, lambda: "the broker stays")
-
-    def _admin(self) -> str:
-        found = embedded.locate(self.layout.root, user="admin")
-        if found is None:
-            raise ConnectionError("the broker is not there at the moment")
-        return found.url
+            if not self.broker.runs(" ".join(process.cmdline())):
+                kill(process.pid)
 
 
 @asynccontextmanager
-async def running(folder: Path, **environment: str) -> AsyncIterator[System]:
+async def running(folder: Path, broker: Broker, **environment: str) -> AsyncIterator[System]:
     """A started system; afterwards nothing of it is left."""
-    system = System(folder, environment)
+    system = System(folder, broker, environment)
     try:
         await system.start()
         yield system
@@ -233,7 +199,7 @@ class Nemesis:
     """Kills at random, as its seed says."""
 
     def __init__(self, system: System, seed: int) -> None:
-        self.kills = {"worker": 0, "publisher": 0, "server": 0, "supervisor": 0}
+        self.kills = {"worker": 0, "publisher": 0, **dict.fromkeys(system.broker.parts, 0)}
         self._system = system
         self._random = random.Random(seed)
         self._history = History(system.folder / "history", "nemesis")
@@ -246,25 +212,14 @@ class Nemesis:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, self._random.uniform(shortest, longest)))
-            [what] = self._random.choices(tuple(self.kills), (8, 3, 6, 2))
-            for one in ("server", "supervisor") if self._random.random() < 0.05 else (what,):
+            [what] = self._random.choices(tuple(self.kills), [WEIGHTS[what] for what in self.kills])
+            for one in tuple(self._system.broker.parts) if self._random.random() < 0.05 else (what,):
                 killed = self._kill(one)
                 self.kills[one] += killed
                 self._history.say("fault", "ok" if killed else "fail", target=one)
 
     def _kill(self, what: str) -> bool:
-        if what == "server":
-            return self._system.kill_server()
-        if what == "supervisor":
-            return self._system.kill_supervisor()
+        if part := self._system.broker.parts.get(what):
+            return part()
         children = self._system.workers if what == "worker" else self._system.publishers
         return self._random.choice(children).kill()
-
-
-def _kill(pid: int | None) -> bool:
-    if pid is None:
-        return False
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-        return True
-    return False

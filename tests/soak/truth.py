@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,10 @@ def query(folder: Path, statement: str) -> list[tuple[Any, ...]]:
 
 async def log(client: Client) -> tuple[Logged, ...]:
     return tuple(
-        [Logged(message.subject, *_op(message), dict(message.headers or {})) async for message in dump(client, EVENTS)]
+        [
+            Logged(message.subject, *op_of(message.data), dict(message.headers or {}))
+            async for message in dump(client, EVENTS)
+        ]
     )
 
 
@@ -131,7 +135,7 @@ async def dead_letters(client: Client) -> tuple[Dead, ...]:
         death = json.loads(headers.get("Tidings-Origin", "{}")).get("death")
         if death:
             group = message.subject.split(".")[3]
-            found.append(Dead(group, *_op(message), headers, death["reason"], death["attempts"]))
+            found.append(Dead(group, *op_of(message.data), headers, death["reason"], death["attempts"]))
     return tuple(found)
 
 
@@ -178,9 +182,15 @@ def processes(mark: str) -> list[psutil.Process]:
     return found
 
 
-async def connect(url: str) -> Client:
-    return await nats.connect(url)
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Client]:
+    client = await nats.connect(url)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
-def _op(message: Any) -> tuple[str, str]:
-    return str(json.loads(message.data).get("op", "")), hashlib.sha256(message.data).hexdigest()
+def op_of(body: bytes) -> tuple[str, str]:
+    """The operation that a message is about, and a hash of its bytes."""
+    return str(json.loads(body).get("op", "")), hashlib.sha256(body).hexdigest()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 
+from soak.brokers import Embedded
 from soak.checker import Verdict, check
 from soak.defects import DEFECTS
 from soak.system import running
@@ -59,7 +60,7 @@ async def short_run(folder: Path, planted: Planted) -> Verdict:
     hurry = {"SOAK_HURRY": "1", "TIDINGS_LEASE": "1500ms", "TIDINGS_GRACE": "200ms"}
     crash = {"SOAK_CRASH": point} if point else {}
     broken = {"SOAK_DEFECT": defect} if defect else {}
-    async with running(folder, **hurry) as system:
+    async with running(folder, Embedded(folder), **hurry) as system:
         publishing = {**(crash if point in PUBLISHING else {}), **(broken if defect in PUBLISHING else {})}
         handling = {**({} if point in PUBLISHING else crash), **({} if defect in PUBLISHING else broken)}
         publisher = system.add_publisher(400, 1, 60, **publishing)
