@@ -312,12 +312,22 @@ async def test_a_time_that_never_comes_is_refused(start: Start, when: float) -> 
 
 
 async def test_nobody_there_is_said_in_time() -> None:
-    """Without a server `open` fails at once and names the address; so does the probe."""
-    engine = RedisEngine(Address("127.0.0.1", 1))
+    """Without a server `open` fails when its time is over and names the address; the probe does so at once."""
+    engine = RedisEngine(Address("127.0.0.1", 1), timeout=0.3)
     with pytest.raises(EngineUnavailable, match=r"redis://127\.0\.0\.1:1"):
         await engine.open()
     with pytest.raises(EngineUnavailable, match=r"redis://127\.0\.0\.1:1"):
         await probe(Address("127.0.0.1", 1))
+
+
+async def test_a_server_that_starts_at_the_same_time_is_waited_for(server: RedisServer, start: Start) -> None:
+    """A process that comes up before its server opens as soon as the server answers, and is no worse for it."""
+    server.kill()
+    opening = asyncio.create_task(start())
+    await asyncio.sleep(0)
+    await server.start()
+    engine = await opening
+    await engine.publish([message("a")])
 
 
 async def test_a_wrong_password_is_said(server: RedisServer, start: Start) -> None:

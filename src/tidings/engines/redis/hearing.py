@@ -97,7 +97,7 @@ class Hearing:
             if self._line is None:
                 link = self._link
                 line = Line(link.address, f"tidings-{link.namespace}-ear", link.within, self._prepare, self._heard)
-                await line.open()
+                await line.open(link.within)
                 self._line = line
         while True:
             wire = await self._line.ready(self._link.timeout)

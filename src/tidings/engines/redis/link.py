@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Final, TypeAlias
 
 from redis.exceptions import ResponseError
@@ -15,13 +15,15 @@ from redis.exceptions import ResponseError
 from ...errors import Closed, EngineError, EngineUnavailable
 from .address import Address
 from .trouble import Again, Gone, judged
-from .wire import Disconnected, OnPush, Wire
+from .wire import Disconnected, OnPush, Unreachable, Wire
 
 log = logging.getLogger("tidings.engines.redis")
 
 Prepare: TypeAlias = Callable[[Wire], Awaitable[None]]
 
 _PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
+_STARTING: Final = 6.0
+"""Seconds that a server may take to start together with those that use it."""
 _PATIENCE_PER_TRY: Final = 3
 
 
@@ -49,9 +51,18 @@ class Line:
         """The wire that may be used now."""
         return self._wire if self._wire is not None and self._wire.alive and self._connected.is_set() else None
 
-    async def open(self) -> None:
-        """Connect once. Raises what stands in the way, and then keeps connecting until `close` if it worked."""
-        await self._connect()
+    async def open(self, patience: float) -> None:
+        """Connect, and then keep connecting until `close`. Raises what stands in the way; a server that just starts
+        (nobody answers, or it loads its file) is waited for, for `patience` seconds."""
+        until = asyncio.get_running_loop().time() + patience
+        for pause in _pauses():
+            try:
+                await self._connect()
+                break
+            except Unreachable:
+                if asyncio.get_running_loop().time() + pause > until:
+                    raise
+            await asyncio.sleep(pause)
         self._keeper = asyncio.create_task(self._keep(), name="tidings redis connection")
 
     async def ready(self, within: float) -> Wire:
@@ -111,7 +122,7 @@ class Line:
         while True:
             await self._lost.wait()
             log.warning("%s: the connection was lost (%s); connecting again", self._address.shown, self.trouble)
-            for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
+            for pause in _pauses():
                 if self._wire is not None:
                     await self._wire.abandon()
                 try:
@@ -121,6 +132,11 @@ class Line:
                 except (EngineError, ResponseError) as error:
                     self.trouble = error
                 await asyncio.sleep(pause)
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between tries to connect."""
+    return itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1]))
 
 
 class Link:
@@ -147,7 +163,7 @@ class Link:
     async def open(self, prepare: Prepare) -> None:
         """Raises what stands in the way."""
         self.line = Line(self.address, f"tidings-{self.namespace}", self.within, prepare)
-        await self.line.open()
+        await self.line.open(min(_STARTING, self.timeout))
 
     @property
     def connected(self) -> bool:

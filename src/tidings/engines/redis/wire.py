@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from ...errors import EngineUnavailable
 from .address import Address
@@ -30,7 +30,11 @@ OnLost: TypeAlias = Callable[["Wire", Exception], None]
 OnPush: TypeAlias = Callable[[list[Any]], None]
 
 
-class Disconnected(EngineUnavailable):
+class Unreachable(EngineUnavailable):
+    """Nobody answers there; somebody may in a moment."""
+
+
+class Disconnected(Unreachable):
     """The connection was lost before the answer came: what was asked may have been done."""
 
 
@@ -55,13 +59,15 @@ class Wire:
         self.alive = False
 
     async def connect(self) -> None:
-        """Raises `EngineUnavailable` saying why not."""
+        """Raises `Unreachable` while nobody answers, and `EngineUnavailable` saying what else stands in the way."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._connection.connect()
         except (RedisError, OSError, TimeoutError, ssl.SSLError) as error:
             await self._disconnect()
-            raise EngineUnavailable(f"{self._address.shown}: {str(error) or 'no answer'}") from error
+            refused = isinstance(error, ResponseError | AuthenticationError | ssl.SSLError)
+            kind = EngineUnavailable if refused else Unreachable
+            raise kind(f"{self._address.shown}: {str(error) or 'no answer'}") from error
         except BaseException:
             await self._disconnect()
             raise
