@@ -323,7 +323,7 @@ async def test_nobody_there_is_said_in_time() -> None:
 async def test_a_server_that_starts_at_the_same_time_is_waited_for(server: RedisServer, start: Start) -> None:
     """A process that comes up before its server opens as soon as the server answers, and is no worse for it."""
     server.kill()
-    opening = asyncio.create_task(start())
+    opening = asyncio.ensure_future(start())
     await asyncio.sleep(0)
     await server.start()
     engine = await opening
