@@ -22,6 +22,11 @@ from . import run
 from .matrix import CELLS, Found
 from .table import table
 
+SERVERS = {
+    "embedded": "Embedded nats-server with an fsync for each publish",
+    "valkey": "valkey-server with `appendfsync always`",
+}
+
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -30,6 +35,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "operation once, every event that follows from it once, none missing. Exit status: 0 so it is, 1 not so.",
         epilog="Failpoints: " + ", ".join(FAILPOINTS),
     )
+    parser.add_argument("--engine", choices=run.BROKERS, default="embedded", help="what carries the messages")
     parser.add_argument("--kills", type=int, default=1, help="in each cell (default: 1)")
     parser.add_argument("--only", default="", metavar="WORDS", help="only cells whose name has these words")
     parser.add_argument("--lanes", type=int, default=2, help="cells at the same time (default: 2)")
@@ -55,14 +61,15 @@ def main(argv: list[str]) -> int:
         done.append(found)
         done.sort(key=lambda one: cells.index(one.cell))
         if chosen.table:
-            chosen.table.write_text(page(done, seed), encoding="utf-8")
+            chosen.table.write_text(page(done, seed, chosen.engine), encoding="utf-8")
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started
-    print(f"seed {seed}, {len(cells)} cells, {chosen.kills} kills each, in {folder}", flush=True)
+    print(f"seed {seed}, {len(cells)} cells, {chosen.kills} kills each on {chosen.engine}, in {folder}", flush=True)
     try:
         server.create()
         server.start()
-        asyncio.run(run.run(cells, chosen.kills, folder, server, seed=seed, lanes=chosen.lanes, tell=tell))
+        options = {"seed": seed, "lanes": chosen.lanes, "engine": chosen.engine, "tell": tell}
+        asyncio.run(run.run(cells, chosen.kills, folder, server, **options))
     finally:
         server.stop(signal.SIGQUIT)
         shutil.rmtree(server.folder)
@@ -77,13 +84,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def page(found: Sequence[Found], seed: int) -> str:
+def page(found: Sequence[Found], seed: int, engine: str) -> str:
     kills, operations = sum(one.kills for one in found), sum(one.operations for one in found)
     return f"""# Crash matrix
 
 A process is killed (SIGKILL of itself) at a named moment, again and again, while messages come in; then another one
-finishes what is left, and database and log are read with plain SQL and a plain NATS client. The tables have no unique
-constraints and the payloads have names of their own, so that nothing that happened twice is hidden.
+finishes what is left, and database and log are read with plain SQL and a plain client of the broker. The tables have
+no unique constraints and the payloads have names of their own, so that nothing that happened twice is hidden.
 
 - *doubled*: rows or events that are there more than once;
 - *missing*: operations that were acknowledged and have no row, rows whose event is not in the log;
@@ -94,16 +101,17 @@ constraints and the payloads have names of their own, so that nothing that happe
 - `route` is a FastAPI route that adds a row and calls `bus.outbox(session).publish(…)`; `def route` is a plain function
   that calls `publish_sync`. Requests that were not answered may have happened or not: row and event, or neither.
 
-Embedded nats-server with an fsync for each publish, SQLite with `synchronous=FULL`, PostgreSQL with asyncpg (plain
+{SERVERS[engine]}, SQLite with `synchronous=FULL`, PostgreSQL with asyncpg (plain
 functions: psycopg) and `synchronous_commit=on`. The memory engine dies with its process: what a crash means on it is
 shown by `a_redelivery_changes_nothing` and the other cases in [guarantees.md](guarantees.md).
 
 {table(found)}
 
 {len(found)} of {len(CELLS)} cells, {kills:,} kills, {operations:,} operations. Made by
-`./test crash-matrix --kills {found[0].kills}`, seed {seed}, on
+`./test crash-matrix --engine {engine} --kills {found[0].kills}`, seed {seed}, on
 {date.today():%Y-%m-%d}, {platform.system()}, Python {platform.python_version()}. `./test` runs the same matrix with one
-kill in each cell.
+kill in each cell, and on a Valkey with `appendfsync always` one kill at each failpoint; the whole of that is
+`./test crash-matrix --engine valkey`.
 
 | failpoint | what is true there |
 |---|---|

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
-from nats.aio.client import Client
 
 from tidings.sql import Migrations
 
@@ -109,8 +108,7 @@ class Running:
         self.place = place
         self.name = f"c{number}"
         socket, log = str(folder / f"{self.name}.socket"), str(folder / f"{self.name}.log")
-        broker = f"embedded:{folder / 'broker'}"
-        self.job = Job(cell.kind, self.name, broker, place.url, place.sync_url, socket, log, defect=defect)
+        self.job = Job(cell.kind, self.name, tools.url, place.url, place.sync_url, socket, log, defect=defect)
         self._tools = tools
         # Without a database: it must not send what the killed ones leave.
         self._publisher = publisher(self.job)
@@ -123,7 +121,7 @@ class Running:
         async with self._publisher:
             await self._kill(kills)
             await self._finish()
-        self._judge(await truth.read(self._tools.client, self.name, self.place))
+        self._judge(await truth.read(self._tools.log, self.name, self.place))
         return self.found
 
     async def _kill(self, kills: int) -> None:
@@ -169,9 +167,9 @@ class Running:
             self.found.other.append(f"ended with {status} when told to stop, see {self.job.log}")
 
     async def _quiet(self) -> bool:
-        if await truth.pending(self._tools.client, self.name) or await truth.outbox(self.place):
+        if await self._tools.log.pending(self.name) or await truth.outbox(self.place):
             return False
-        return not await truth.pending(self._tools.client, self.name)
+        return not await self._tools.log.pending(self.name)
 
     async def _bear(self, failpoint: str) -> Child:
         Path(self.job.socket).unlink(missing_ok=True)
@@ -217,7 +215,9 @@ class Running:
 class Tools:
     """What the cells of one run share."""
 
-    client: Client
+    url: str
+    """Of the broker."""
+    log: truth.Log
     nursery: Nursery
     dice: random.Random
 

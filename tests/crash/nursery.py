@@ -16,6 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+import tidings.engines.nats
+import tidings.engines.redis  # noqa: F401  (imported here, what a child needs costs it nothing)
+
 from .app import Job, live
 
 TESTS = Path(__file__).resolve().parents[1]

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import nats
 
+import redis_truth
 from database_servers import Place, Server, create_database
 from demo_system import clean_environment
+from redis_server import RedisServer
 from tidings import embedded
 
 from .matrix import Cell, Found, Running, Tools
 from .nursery import Nursery
+from .truth import Log, NatsLog, RedisLog
+
+Engine: TypeAlias = Literal["embedded", "valkey"]
 
 
 async def run(
@@ -26,6 +33,7 @@ async def run(
     *,
     seed: int,
     lanes: int = 2,
+    engine: Engine = "embedded",
     defect: str = "",
     tell: Callable[[Found], None] = lambda found: None,
 ) -> list[Found]:
@@ -34,7 +42,7 @@ async def run(
     results: dict[int, Found] = {}
 
     async def lane(own_seed: int) -> None:
-        async with tools(folder, own_seed) as own:
+        async with brought(broker, own_seed) as own:
             while waiting:
                 number, cell = waiting.pop(0)
                 database = await _database(cell, folder, number, server)
@@ -42,27 +50,72 @@ async def run(
                 results[number] = await running.run(kills)
                 tell(results[number])
 
-    broker = await embedded.start(folder / "broker")
-    try:
-        async with asyncio.TaskGroup() as group:
-            for number in range(lanes):
-                group.create_task(lane(seed + number))
-    finally:
-        await broker.close()
+    async with BROKERS[engine](folder / "broker") as broker, asyncio.TaskGroup() as group:
+        for number in range(lanes):
+            group.create_task(lane(seed + number))
     return [results[number] for number in sorted(results)]
 
 
 @asynccontextmanager
-async def tools(folder: Path, seed: int) -> AsyncIterator[Tools]:
-    found = embedded.locate(folder / "broker", user="admin")
-    assert found is not None, "the broker was started before"
-    client = await nats.connect(found.url)
-    nursery = await Nursery.start(clean_environment())
+async def brought(broker: Broker, seed: int) -> AsyncIterator[Tools]:
+    async with broker.log() as log:
+        nursery = await Nursery.start(clean_environment())
+        try:
+            yield Tools(broker.url, log, nursery, random.Random(seed))
+        finally:
+            await nursery.close()
+
+
+@dataclass(frozen=True)
+class Broker:
+    """One that runs."""
+
+    url: str
+    log: Callable[[], AbstractAsyncContextManager[Log]]
+    """A connection of its own that sees what is really there."""
+
+
+@asynccontextmanager
+async def nats_broker(directory: Path) -> AsyncIterator[Broker]:
+    broker = await embedded.start(directory)
+
+    @asynccontextmanager
+    async def log() -> AsyncIterator[Log]:
+        found = embedded.locate(directory, user="admin")
+        assert found is not None, "the broker was started before"
+        client = await nats.connect(found.url)
+        try:
+            yield NatsLog(client)
+        finally:
+            await client.close()
+
     try:
-        yield Tools(client, nursery, random.Random(seed))
+        yield Broker(f"embedded:{directory}", log)
     finally:
-        await nursery.close()
-        await client.close()
+        await broker.close()
+
+
+@asynccontextmanager
+async def valkey_broker(directory: Path) -> AsyncIterator[Broker]:
+    """With an fsync before each answer."""
+    server = RedisServer(directory)
+
+    @asynccontextmanager
+    async def log() -> AsyncIterator[Log]:
+        async with redis_truth.connected(server.url) as client:
+            yield RedisLog(client)
+
+    try:
+        await server.start()
+        yield Broker(server.url, log)
+    finally:
+        server.kill()
+
+
+BROKERS: Mapping[Engine, Callable[[Path], AbstractAsyncContextManager[Broker]]] = {
+    "embedded": nats_broker,
+    "valkey": valkey_broker,
+}
 
 
 async def _database(cell: Cell, folder: Path, number: int, server: Server) -> Place:

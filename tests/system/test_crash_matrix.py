@@ -46,6 +46,16 @@ async def test_a_kill_at_every_failpoint_changes_nothing(kind: str, folder: Path
     assert [one.kills for one in found] == [1] * len(cells)
 
 
+@pytest.mark.timeout(600)
+async def test_a_kill_at_every_failpoint_changes_nothing_on_valkey(folder: Path, postgresql_server: Server) -> None:
+    """One kill at each failpoint, in a handler or a route."""
+    first = {cell.failpoint: cell for cell in reversed(CELLS) if cell.database == "sqlite"}
+    cells = [first[failpoint] for failpoint in FAILPOINTS]
+    found = await run(cells, 1, folder, postgresql_server, seed=1, lanes=3, engine="valkey")
+    assert told(found) == []
+    assert [one.kills for one in found] == [1] * len(cells)
+
+
 @pytest.mark.parametrize(
     ("defect", "failpoint", "part"),
     [
