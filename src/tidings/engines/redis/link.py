@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from ...errors import Closed, EngineError, EngineUnavailable
 from .address import Address
 from .trouble import Again, Gone, judged
-from .wire import Disconnected, OnPush, Unreachable, Wire
+from .wire import Disconnected, Loading, OnPush, Unreachable, Wire
 
 log = logging.getLogger("tidings.engines.redis")
 
@@ -25,6 +25,7 @@ _PAUSES: Final = (0.02, 0.05, 0.1, 0.2, 0.4)
 _STARTING: Final = 6.0
 """Seconds that a server may take to start together with those that use it."""
 _PATIENCE_PER_TRY: Final = 3
+_LOADING: Final = 60.0
 
 
 class Line:
@@ -52,15 +53,16 @@ class Line:
         return self._wire if self._wire is not None and self._wire.alive and self._connected.is_set() else None
 
     async def open(self, patience: float) -> None:
-        """Connect, and then keep connecting until `close`. Raises what stands in the way; a server that just starts
-        (nobody answers, or it loads its file) is waited for, for `patience` seconds."""
-        until = asyncio.get_running_loop().time() + patience
+        """Connect, and then keep connecting until `close`. Raises what stands in the way; a server that just
+        starts is waited for: `patience` seconds while nobody answers, a minute while it says that it reads its file."""
+        began = asyncio.get_running_loop().time()
         for pause in _pauses():
             try:
                 await self._connect()
                 break
-            except Unreachable:
-                if asyncio.get_running_loop().time() + pause > until:
+            except Unreachable as error:
+                most = _LOADING if isinstance(error, Loading) else patience
+                if asyncio.get_running_loop().time() + pause > began + most:
                     raise
             await asyncio.sleep(pause)
         self._keeper = asyncio.create_task(self._keep(), name="tidings redis connection")

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 
 from ...errors import EngineUnavailable
 from .address import Address
@@ -36,6 +36,10 @@ class Unreachable(EngineUnavailable):
 
 class Disconnected(Unreachable):
     """The connection was lost before the answer came: what was asked may have been done."""
+
+
+class Loading(Disconnected):
+    """The server is there and reads its file; it answers when that is over."""
 
 
 class Wire:
@@ -66,7 +70,7 @@ class Wire:
         except (RedisError, OSError, TimeoutError, ssl.SSLError) as error:
             await self._disconnect()
             refused = isinstance(error, ResponseError | AuthenticationError | ssl.SSLError)
-            kind = EngineUnavailable if refused else Unreachable
+            kind = EngineUnavailable if refused else Loading if isinstance(error, BusyLoadingError) else Unreachable
             raise kind(f"{self._address.shown}: {str(error) or 'no answer'}") from error
         except BaseException:
             await self._disconnect()
@@ -193,9 +197,10 @@ class Wire:
         if not self.alive:
             return
         self.alive = False
+        kind = Loading if isinstance(error, BusyLoadingError) else Disconnected
         for _, future in self._open:
             if future is not None and not future.done():
-                future.set_exception(Disconnected(f"{self._address.shown}: {error}"))
+                future.set_exception(kind(f"{self._address.shown}: {error}"))
         self._open.clear()
         if tell:
             self._on_lost(self, error)
