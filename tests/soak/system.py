@@ -104,7 +104,7 @@ class System:
             **clean_environment(),
             "PYTHONPATH": str(TESTS),
             "SOAK_RUN": str(folder),
-            "TIDINGS_LEASE": "5s",
+            "TIDINGS_LEASE": "2s",
             **environment,
         }
 
