@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from demo_system import DemoSystem, demo
-from tidings.sql import Migrations
 
 if TYPE_CHECKING:
     from databases import Place
@@ -46,7 +45,6 @@ async def test_three_save_workers_are_three_connections(tmp_path: Path, postgres
     """300 clients burst 3,000 posts at the to-do API with three save workers on PostgreSQL: never more than three
     connections are the save-handler's, and every item is saved once."""
     url = postgresql.url.replace("+asyncpg", "")
-    await Migrations(url).upgrade()
     async with demo(tmp_path / "data", "--scale", "save=3", "--database-url", url) as system:
         watcher = await asyncpg.connect(url)
         try:

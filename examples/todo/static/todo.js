@@ -44,11 +44,12 @@ function progress(row, { state, group, attempts, ...failure }) {
   if (state === "dead") {
     const reason = failure.text || REASONS[failure.reason]?.({ attempts, ...failure }) || failure.reason;
     mark(row, "failed", "Not saved");
-    why.textContent = `${group}: ${reason}. It is kept, and can be put back: tidings dlq redrive`;
+    why.textContent = `${group}: ${reason}. It is kept, and can be put back: tidings dlq redrive --all`;
     at("spoken").textContent = `Not saved: ${row.querySelector(".text").textContent}`;
   } else {
     mark(row, "queued", state === "retrying" ? `Failed ${attempts} ${attempts === 1 ? "time" : "times"}, trying again` : "Queued");
   }
+  count();
 }
 
 function date(row, when) {
@@ -68,7 +69,9 @@ function animate(row, name) {
 function count() {
   const more = !at("more").hidden;
   const items = saved.size === 1 ? "1 item" : `${saved.size.toLocaleString()}${more ? "+" : ""} items`;
-  at("count").textContent = pending.size ? `${items}, ${pending.size} on the way` : items;
+  const failed = [...pending.values()].filter((row) => row.dataset.state === "failed").length;
+  const rest = [[pending.size - failed, "on the way"], [failed, "not saved"]].filter(([number]) => number);
+  at("count").textContent = [items, ...rest.map(([number, how]) => `${number} ${how}`)].join(", ");
   at("empty").hidden = saved.size + pending.size > 0;
 }
 

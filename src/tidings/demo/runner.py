@@ -36,6 +36,8 @@ def run(demo: Demo, *, engine: str = "embedded", open_browser: bool, exit_after_
     with _log(demo.log) as log, _alone(demo), _listen(demo.port) as listener:
         if engine == "valkey":
             demo = msgspec.structs.replace(demo, valkey=valkey.prepare(demo.valkey_folder))
+        if demo.foreign_database:
+            _make_tables(demo.database_url)
         port = listener.getsockname()[1]
         programs = [demo.web(listener), *demo.programs()]
         terminal = Terminal(["broker", *(program.name for program in programs)], log)
@@ -62,6 +64,13 @@ def run(demo: Demo, *, engine: str = "embedded", open_browser: bool, exit_after_
                 raise
             # Another directory would help; here it is chosen in other words.
             raise BrokerError(f"{error}. For the demo: --data DIR") from error
+
+
+def _make_tables(database_url: str) -> None:
+    """On SQLite the tables come by themselves; in a database of somebody's own nobody makes any unasked, but a demo."""
+    from ..sql import Migrations
+
+    asyncio.run(Migrations(database_url).upgrade())
 
 
 def _broker(demo: Demo) -> attend.Broker | None:

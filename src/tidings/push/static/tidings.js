@@ -1,4 +1,4 @@
-// See tidings.d.ts. The tab that holds the lock has the stream and relays it to the others.
+// See tidings.d.ts. The tab that holds the lock has the stream and relays it.
 
 const AGAIN = 30_000; // ms, two heartbeats
 
@@ -20,7 +20,7 @@ export function connect(url = new URL("./", import.meta.url).href) {
   function emit(name, data) {
     for (const it of listeners) if (it[0].test(name)) queueMicrotask(() => listeners.has(it) && it[1](data, name));
     const id = data?.correlation;
-    const result = name === "outcome" ? data : { state: "done", event: data };
+    const result = name === "outcome" ? data : { state: data?.id !== id && "done", event: data };
     if (result.state !== "done" && result.state !== "dead") return;
     asked.get(id)?.done.forEach((resolve) => resolve(result));
     asked.delete(id);
