@@ -1,4 +1,4 @@
-// See tidings.d.ts. The tab that holds the lock has the stream and relays it.
+// See tidings.d.ts. The tab that holds the lock has the stream and relays.
 
 const AGAIN = 30_000; // ms, two heartbeats
 
