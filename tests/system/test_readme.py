@@ -1,4 +1,4 @@
-"""What README.md shows is typed here as it stands, and the output is compared."""
+"""What README.md and docs/live.md show is typed here as it stands, and the output is compared."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from demo_system import clean_environment
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"<!-- (?P<what>[^\n]*?) -->\n```\w+\n(?P<text>.*?)```", re.DOTALL)
 
 
@@ -26,8 +28,9 @@ class Command:
     """It is interrupted once it has printed as many lines as are shown."""
 
 
-def test_the_examples_run_and_print_what_is_shown(tmp_path: Path) -> None:
-    """Each file of the README is written and each of its commands run, in an empty project; the output is as shown."""
+@pytest.mark.parametrize(("page", "commands"), [("README.md", 5), ("docs/live.md", 1)])
+def test_the_examples_run_and_print_what_is_shown(page: str, commands: int, tmp_path: Path) -> None:
+    """Each file of the page is written and each of its commands run, in an empty project; the output is as shown."""
     (tmp_path / "pyproject.toml").touch()
     environment = {
         **clean_environment(),
@@ -36,7 +39,7 @@ def test_the_examples_run_and_print_what_is_shown(tmp_path: Path) -> None:
         "COLUMNS": "200",
     }
     ran = 0
-    for step in steps(README.read_text(encoding="utf-8")):
+    for step in steps((ROOT / page).read_text(encoding="utf-8")):
         if isinstance(step, Command):
             printed = run(step, tmp_path, environment)
             if step.runs_on:
@@ -46,7 +49,7 @@ def test_the_examples_run_and_print_what_is_shown(tmp_path: Path) -> None:
         else:
             name, text = step
             (tmp_path / name).write_text(text, encoding="utf-8")
-    assert ran >= 5
+    assert ran >= commands
 
 
 def as_text(command: Command, printed: str) -> str:

@@ -249,3 +249,17 @@ def test_an_old_python_can_read_what_runs_first(name: str) -> None:
 def test_the_papers_are_there(name: str) -> None:
     """Every paper that a visitor looks for exists and has something in it."""
     assert (ROOT / name).read_text().strip()
+
+
+def test_every_page_is_found_from_the_first_one() -> None:
+    """Links between the pages lead to files that are there, and from README.md every page of docs can be reached."""
+    found, left = set[Path](), [ROOT / "README.md"]
+    while left:
+        page = left.pop()
+        found.add(page)
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            linked = (page.parent / target).resolve()
+            assert linked.exists(), f"{page.name} links to {target}, which is not there"
+            if linked.suffix == ".md" and linked not in found:
+                left.append(linked)
+    assert set((ROOT / "docs").glob("*.md")) <= found
