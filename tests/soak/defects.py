@@ -316,17 +316,19 @@ def child_left_behind(crash: Crash) -> None:
 
 def rollback_ignored(crash: Crash) -> None:
     """What a failed handler wrote is committed."""
-    call = handling.call
+    run = handling.Handling.run
 
-    async def committed(function: Any, arguments: Any, is_async: bool, unit: Any) -> Any:
+    async def committed(self: Any, message: Any, unit: Any) -> Any:
         try:
-            return await call(function, arguments, is_async, unit)
+            return await run(self, message, unit)
         except ValueError:
+            if unit is not None and not hasattr(unit, "commit"):
+                return None  # one among others: its inbox mark is committed with theirs
             if unit is not None:
                 await unit.commit()
             raise
 
-    handling.call = committed
+    handling.Handling.run = committed
 
 
 POINTS: dict[str, Callable[[Crash], None]] = {

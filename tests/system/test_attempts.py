@@ -251,7 +251,7 @@ async def test_a_deadlock_is_run_again_at_once(postgresql: Place, caplog: pytest
     async with TestBus(bus) as bench:
         for first in (1, 2):
             await bus.publish("events.work", {"first": first})
-        await eventually(partial(_said, "lost against another transaction", caplog))
+        await eventually(partial(_said, "the transaction runs again", caplog))
         await bench.clock.advance(1)
         await bench.settle()
         assert await bench.dead_letters() == []
