@@ -63,3 +63,40 @@ async def test_tools_find_and_count_responders(server: NatsServer) -> None:
         async with asyncio.timeout(5):
             await client.request("$SRV.PING", timeout=5)
     await client.close()
+
+
+class Outside(tidings.Request[int], subject="outside.count"):
+    """Answered by somebody who knows nothing of Tidings."""
+
+
+async def test_a_plain_client_speaks_asks_and_answers(server: NatsServer) -> None:
+    """Channels and requests with a client that sends no headers of ours: it is heard and hears, is answered and
+    answers, in plain words and plain JSON."""
+    bus = tidings.Bus("todo", settings=Settings(url=server.url))
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    @bus.listen("prices.*")
+    async def hear(text: str) -> None:
+        await heard.put(text)
+
+    @bus.reply(Count)
+    async def count(question: Count) -> int:
+        return 3
+
+    client = await nats.connect(server.url)
+    told = await client.subscribe("news.*")
+
+    async def answer(message: Any) -> None:
+        await message.respond(b"7")
+
+    await client.subscribe("outside.count", cb=answer)
+    await client.flush()
+    async with bus, asyncio.timeout(20):
+        await bus.work()
+        await client.publish("prices.tea", b"ping")
+        assert await heard.get() == "ping"
+        assert await bus.broadcast("news.tea", {"price": 4})
+        assert json.loads((await told.next_msg(5)).data) == {"price": 4}
+        assert json.loads((await client.request("todo.count", b"", timeout=5)).data) == 3
+        assert await bus.request(Outside()) == 7
+    await client.close()
