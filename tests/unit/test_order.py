@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 import tidings
-from tidings import RetryPolicy
+from tidings import RetryLater, RetryPolicy
 from tidings.clock import ManualClock
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.testing import TestBus, attached
@@ -35,10 +35,10 @@ async def test_a_retry_is_waited_for_and_quiet_meanwhile() -> None:
     """While one waits for its next try the bus is quiet: later ones of its key are set aside, and follow it."""
     bus, seen = tidings.Bus("t"), list[tuple[str, int]]()
 
-    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=3, first=60, most=60))
+    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=3))
     async def handle(step: Step, about: tidings.Message) -> None:
         if (step.item, step.n) == ("a", 1) and about.attempt < 3:
-            raise ValueError("later")
+            raise RetryLater(after=60)
         seen.append((step.item, step.n))
 
     async with TestBus(bus) as t:
@@ -129,10 +129,10 @@ async def test_a_message_that_never_comes_holds_up_its_key_for_some_leases_only(
 
     bus, seen = tidings.Bus("t"), list[int]()
 
-    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=3, first=60, most=60))
+    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=3))
     async def handle(step: Step, about: tidings.Message) -> None:
         if step.n == 0 and about.attempt == 1:
-            raise ValueError("later")
+            raise RetryLater(after=60)
         seen.append(step.n)
 
     clock = ManualClock()
