@@ -10,7 +10,7 @@ from tidings.engine import LISTENER_ROOM, Headers, Lagged, Reply, Signal
 from tidings.errors import NoResponder, RequestTimeout, TooLarge
 
 from .case import case, eventually
-from .steps import heard, raising
+from .steps import heard, introduce, raising
 from .world import World
 
 
@@ -19,6 +19,10 @@ async def entered_means_ready(world: World) -> None:
     """What is said right after entering `listen` is heard, with its channel, body and headers, in order."""
     speaker, hearer = await world.engine(), await world.engine()
     async with hearer.listen(["live.room"]) as signals:
+        said = await hearer.broadcast("live.room", b"mine", {})
+        assert said is None or said == 1
+        assert (await heard(signals)).body == b"mine"
+        await introduce(speaker, "live.room", signals)
         for number in range(20):
             said = await speaker.broadcast("live.room", str(number).encode(), {"n": str(number)})
             assert said is None or said == 1
@@ -36,6 +40,7 @@ async def all_listeners_hear(world: World) -> None:
         one.listen(["live.a.x"]) as exact,
         two.listen(["live.>"]) as rest,
     ):
+        await introduce(speaker, "live.a.x", both, exact, rest)
         for channel in ("live.a.x", "live.b.x", "live.a.y", "live.end.x", "live.a.x"):
             await speaker.broadcast(channel, b"", {})
         assert await _until(both, 5) == ["live.a.x", "live.b.x", "live.a.y", "live.end.x", "live.a.x"]
@@ -49,6 +54,7 @@ async def unheard_is_told(world: World) -> None:
     speaker, hearer = await world.engine(), await world.engine()
     assert not await speaker.broadcast("live.room", b"early", {})
     async with hearer.listen(["live.room"]) as signals:
+        await introduce(speaker, "live.room", signals)
         await speaker.broadcast("live.room", b"heard", {})
         assert (await heard(signals)).body == b"heard"
 
@@ -63,6 +69,7 @@ async def giving_up_on_a_signal_loses_none(world: World) -> None:
     """Cancelling the wait for the next signal leaves the listener as it was: what is said later is heard."""
     speaker, hearer = await world.engine(), await world.engine()
     async with hearer.listen(["live.room"]) as signals:
+        await introduce(speaker, "live.room", signals)
         waiting = asyncio.ensure_future(anext(signals))
         await world.wait(world.moment)
         waiting.cancel()
@@ -76,6 +83,7 @@ async def slow_listener_hurts_nobody(world: World) -> None:
     """A listener that takes nothing stops neither the speaker nor the other listeners."""
     speaker, slow, quick = await world.engine(), await world.engine(), await world.engine()
     async with slow.listen(["live.flood"]), quick.listen(["live.flood"]) as signals:
+        await introduce(speaker, "live.flood", signals)
         for number in range(500):
             await speaker.broadcast("live.flood", str(number).encode(), {})
             assert (await heard(signals)).body == str(number).encode()
@@ -87,6 +95,8 @@ async def a_slow_listener_is_told(world: World) -> None:
     speaker, slow = await world.engine(), await world.engine()
     said = LISTENER_ROOM + 500
     async with slow.listen(["live.flood"]) as signals, slow.listen(["live.end"]) as end:
+        await introduce(speaker, "live.end", end)
+        await introduce(speaker, "live.flood", signals)
         for first in range(0, said, 500):
             await asyncio.gather(*(speaker.broadcast("live.flood", b"%d" % n, {}) for n in range(first, first + 500)))
         await speaker.broadcast("live.end", b"", {})
@@ -107,7 +117,14 @@ async def request_is_answered(world: World) -> None:
     async def respond(subject: str, body: bytes, headers: Headers) -> Reply:
         return Reply(body + b"!", {"was": subject, "got": headers["h"]})
 
+    async def answered() -> bool:
+        try:
+            return bool(await asker.request("ask.first", b"", {"h": ""}, 20.0))
+        except NoResponder:
+            return False  # see `no_responder_is_known_at_once`
+
     async with answerer.serve("ask.*", "answerers", respond):
+        await eventually(answered, "each server knows of the responder")
         replies = await asyncio.gather(
             *(asker.request(f"ask.q{n}", str(n).encode(), {"h": str(n)}, 20.0) for n in range(100))
         )

@@ -45,6 +45,26 @@ async def heard(signals: AsyncIterator[Signal | Lagged]) -> Signal:
     return signal
 
 
+async def introduce(speaker: Engine, channel: str, *listeners: AsyncIterator[Signal | Lagged]) -> None:
+    """Speak on the channel until each of the listeners has heard it, and let them forget these words.
+
+    In a cluster it takes moments until each server knows of a new listener, so what is said through another server
+    than the listener's own may come too early.
+    """
+
+    async def forget(signals: AsyncIterator[Signal | Lagged]) -> None:
+        while (await heard(signals)).body != b"hello!":
+            pass
+
+    hearing = asyncio.gather(*(heard(signals) for signals in listeners))
+    while not hearing.done():
+        await speaker.broadcast(channel, b"hello?", {})
+        await asyncio.sleep(0.01)
+    await hearing
+    await speaker.broadcast(channel, b"hello!", {})
+    await asyncio.gather(*(forget(signals) for signals in listeners))
+
+
 def texts(deliveries: Iterable[Delivery]) -> list[str]:
     """The bodies, as they came."""
     return [delivery.entry.body.decode() for delivery in deliveries]

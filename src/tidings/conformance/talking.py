@@ -131,13 +131,19 @@ async def every_process_hears_a_broadcast(world: World) -> None:
         return process(world, bus)
 
     async with process(world, speaker, work=False), listening(0), listening(1):
+
+        async def known() -> bool:
+            await speaker.broadcast("prices.tea", "?")
+            return all(heard)
+
+        await eventually(known, "each server knows of both")
         for number in range(10):
             assert await speaker.broadcast("prices.tea", str(number)) is not False
-        await reached(world, lambda: [len(each) for each in heard] == [10, 10], "both hear all")
+        await reached(world, lambda: [each[-1] for each in heard] == ['"9"', '"9"'], "both hear all")
         with raising(ConfigError):
             await speaker.broadcast("events.shop.ordered", "x")
     said = [str(number) for number in range(10)]
-    assert [[text.strip('"') for text in each] for each in heard] == [said, said]
+    assert [[text.strip('"') for text in each if "?" not in text] for each in heard] == [said, said]
 
 
 @case("bus")
