@@ -391,8 +391,9 @@ class Engine(Protocol):
 
     def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal | Lagged]]:
         """Hear what is said on the channels (filters). Once entered, everything said later arrives, in order per
-        sender; on a cluster some moments may pass until each of its servers knows of who has come. Where something is missing stands a `Lagged`: after a lost connection was re-established, and where the
-        oldest signals had to be dropped because too many were waiting."""
+        sender; on a cluster some moments may pass until each of its servers knows of who has come. Where something is
+        missing stands a `Lagged`: after a lost connection was re-established, and where the oldest signals had to be
+        dropped because too many were waiting."""
         ...
 
     async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:

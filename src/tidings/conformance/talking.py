@@ -41,7 +41,14 @@ async def hundred_requests_do_not_mix(world: World) -> None:
 
         return process(world, bus)
 
+    async def answered() -> bool:
+        try:
+            return await asker.request(Double(number=1), timeout=30) == 2
+        except NoResponder:
+            return False  # in a cluster the word that somebody has come may be slower than a question
+
     async with process(world, asker, work=False), answering(), answering():
+        await eventually(answered, "the asker's server knows of a responder")
         answers = await asyncio.gather(*(asker.request(Double(number=n), timeout=30) for n in range(100)))
     assert answers == [2 * number for number in range(100)]
 
@@ -139,7 +146,7 @@ async def every_process_hears_a_broadcast(world: World) -> None:
         await eventually(known, "each server knows of both")
         for number in range(10):
             assert await speaker.broadcast("prices.tea", str(number)) is not False
-        await reached(world, lambda: [each[-1] for each in heard] == ['"9"', '"9"'], "both hear all")
+        await reached(world, lambda: all("9" in each[-1] for each in heard), "both hear all")
         with raising(ConfigError):
             await speaker.broadcast("events.shop.ordered", "x")
     said = [str(number) for number in range(10)]
