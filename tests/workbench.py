@@ -10,11 +10,11 @@ import tidings
 from tidings.clock import ManualClock
 from tidings.engine import Delivery, Outcome
 from tidings.engines.memory import MemoryEngine, MemoryStore
-from tidings.handling import Handling
 from tidings.message import compose
 from tidings.publisher import Publisher
 from tidings.registry import Handler, HandlerOptions, Registry
-from tidings.worker import Worker
+from tidings.work.handling import Handling
+from tidings.work.worker import Worker
 
 LEASE = 30.0
 

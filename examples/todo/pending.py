@@ -7,8 +7,8 @@ from typing import Any
 
 from tidings import DecodeError, Message
 from tidings.engine import Engine, Entry
-from tidings.failures import Failed, of_letter
 from tidings.running import Running
+from tidings.watching.failures import Failed, of_letter
 
 from .events import NewItem
 

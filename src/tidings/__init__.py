@@ -49,13 +49,13 @@ if typing.TYPE_CHECKING:
         Unconfirmed,
     )
     from .events import Event, Request, event, request
-    from .gather import Gathered
+    from .live.gather import Gathered
     from .message import Message
-    from .progress import Progress
     from .publisher import Receipt
     from .retry import NEVER, Outcome, Reject, RetryLater, RetryPolicy
     from .schedule import Tick
     from .settings import Settings
+    from .watching.progress import Progress
 
 __all__ = [
     "NEVER",
@@ -144,9 +144,9 @@ _HOMES = {
         "event",
         "request",
     ),
-    "gather": ("Gathered",),
+    "live.gather": ("Gathered",),
     "message": ("Message",),
-    "progress": ("Progress",),
+    "watching.progress": ("Progress",),
     "publisher": ("Receipt",),
     "retry": (
         "NEVER",

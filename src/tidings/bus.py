@@ -15,11 +15,9 @@ from .codec import codec_for
 from .engine import Engine, Lagged
 from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
-from .handling import in_transaction
 from .lifespan import Lifespan
 from .message import encode_header
 from .publisher import Receipt
-from .receipts import Receipts
 from .registry import Handler, HandlerOptions, Listener, Provider, Registry, filters_of
 from .retry import RetryPolicy
 from .running import Running
@@ -29,11 +27,13 @@ from .staging import SessionOutbox
 from .subjects import check_filter, check_subject, matches
 from .sync import SyncPublisher
 from .versions import Upcaster
+from .watching.receipts import Receipts
+from .work.handling import in_transaction
 
 if TYPE_CHECKING:
-    from .gather import Gathered
+    from .live.gather import Gathered
     from .push import Push, User, Visible
-    from .worker import Worker
+    from .work.worker import Worker
 
 log = logging.getLogger("tidings")
 
@@ -340,7 +340,7 @@ class Bus:
         Raises `NoResponder` at once when nobody answers such requests, `RequestTimeout` after `timeout` seconds,
         `RemoteError` when the responder raised. Cancelling forgets the question; a late answer reaches nobody.
         """
-        from .requests import ask
+        from .live.requests import ask
 
         running = await self.connect()
         return await ask(running.engine, request, source=self.name, wait=timeout)
@@ -358,7 +358,7 @@ class Bus:
         the longest silence: `RequestTimeout` before the first sign of life, `StreamBroken` when the responder dies
         later. Leaving the iteration early (with `contextlib.aclosing`, at once) ends the responder's generator too.
         """
-        from .requests import ask_stream
+        from .live.requests import ask_stream
 
         running = await self.connect()
         async with aclosing(
@@ -380,8 +380,8 @@ class Bus:
         With `at_least` it returns as soon as so many have answered, and raises `TooFewAnswers` (with what came) when
         they do not. Raises `NoResponder` at once when nobody is there.
         """
-        from .gather import AskingAll
-        from .requests import question
+        from .live.gather import AskingAll
+        from .live.requests import question
 
         running = await self.connect()
         spec, body, headers = question(request, self.name)

@@ -18,9 +18,9 @@ from .engine import Engine, Outgoing
 from .errors import ConfigError, InvalidMessage, TooLarge, Unconfirmed
 from .events import spec_of
 from .message import Message, compose, current_message, header_size, new_id
-from .progress import Progress
 from .registry import Registry
 from .subjects import check_subject, within
+from .watching.progress import Progress
 
 E = TypeVar("E")
 

@@ -16,20 +16,20 @@ from .codec import codec_for
 from .engine import Engine, Entry
 from .errors import ConfigError, EngineError, NotAllowed
 from .events import EventSpec
-from .failures import Teller
-from .gather import answering_all
-from .handling import Handling
-from .hub import Hub, log_id
-from .live import Listening
+from .live.gather import answering_all
+from .live.listeners import Listening
+from .live.requests import Responding
 from .message import Message, identity
 from .outbox import Relay, relay_for
 from .publisher import Publisher
 from .registry import Handler, Plan
-from .requests import Responding
 from .retention import Janitor
 from .schedule import Ticker, subject_of
 from .unit import Units
-from .worker import Worker
+from .watching.failures import Teller
+from .watching.hub import Hub, log_id
+from .work.handling import Handling
+from .work.worker import Worker
 
 if TYPE_CHECKING:
     from .bus import Bus

@@ -16,18 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tidings.each
 import tidings.engines.nats.publish
 import tidings.engines.nats.sending
 import tidings.engines.nats.settle
-import tidings.gathering
-import tidings.handling
 import tidings.order.hands
 import tidings.order.lanes
 import tidings.outbox
 import tidings.retry
 import tidings.sql.store
 import tidings.sql.units
+import tidings.work.each
+import tidings.work.gathering
+import tidings.work.handling
 from tidings.engine import Dead, Done, Stored
 from tidings.engines.nats.link import Disconnected
 from tidings.errors import DecodeError
@@ -35,13 +35,13 @@ from tidings.errors import DecodeError
 # What is replaced, as what it is here: things without types.
 publish: Any = tidings.engines.nats.publish
 settle: Any = tidings.engines.nats.settle
-handling: Any = tidings.handling
+handling: Any = tidings.work.handling
 outbox: Any = tidings.outbox
 retry: Any = tidings.retry
 store: Any = tidings.sql.store
 units: Any = tidings.sql.units
-each: Any = tidings.each
-gathering: Any = tidings.gathering
+each: Any = tidings.work.each
+gathering: Any = tidings.work.gathering
 sending: Any = tidings.engines.nats.sending
 order_lanes: Any = tidings.order.lanes
 order_hands: Any = tidings.order.hands

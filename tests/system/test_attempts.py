@@ -25,8 +25,8 @@ from sql_app import App
 from started import Started
 from tidings.engine import DeadLetter, GroupStats, Outgoing
 from tidings.engines.nats import NatsEngine
-from tidings.suspects import CRASHES, UNEXPLAINED
 from tidings.testing import TestBus
+from tidings.work.suspects import CRASHES, UNEXPLAINED
 
 if TYPE_CHECKING:
     from databases import Place, Server

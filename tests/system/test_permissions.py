@@ -24,9 +24,9 @@ from tidings.engines.nats.housekeeping import tidy
 from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Denied, Link
 from tidings.errors import EngineUnavailable
-from tidings.hub import log_id
 from tidings.message import new_id
 from tidings.settings import Settings
+from tidings.watching.hub import log_id
 
 LAYOUT = Layout("shop", ("events.>",))
 USERS = ("publish", "work", "admin")

@@ -24,9 +24,9 @@ from tidings.engines.nats.housekeeping import tidy
 from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Link
 from tidings.errors import ConfigError, StoreFull
-from tidings.hub import Hub
 from tidings.retention import Janitor
 from tidings.settings import Settings
+from tidings.watching.hub import Hub
 
 FAILURE = Failure("ValueError", "not today")
 LAYOUT = Layout("tidings", ("events.>",))

@@ -23,53 +23,16 @@ LAYERS = (
     ("delivery", "engine", "signals", "unit"),  # the two seams
     ("message", "codec", "events", "retry", "settings"),  # values that everything speaks in
     ("permissions", "embedded", "engines", "sql"),  # what stands behind the seams
-    (
-        "registry",
-        "handling",
-        "claims",
-        "publisher",
-        "suspects",
-        "outage",
-        "pool",
-        "worker",
-        "pace",
-        "turns",
-        "sharing",
-        "together",
-        "gathering",
-        "batch",
-        "batches",
-        "consumer",
-        "each",
-        "hands",
-        "order",
-        "schedule",
-        "outbox",
-        "retention",
-        "versions",
-        "rate",
-        "failures",
-        "progress",
-        "hub",
-    ),  # the life of a message
-    (
-        "requests",
-        "streaming",
-        "gather",
-        "channels",
-        "live",
-        "deadletters",
-        "replay",
-        "processes",
-        "asyncapi",
-    ),  # one feature, one file
-    ("push", "sync", "staging", "receipts", "running", "lifespan", "bus"),  # one object that holds it all
+    ("batch", "rate", "registry", "claims", "publisher", "schedule", "outbox", "retention", "versions", "watching"),
+    ("work", "order"),  # the life of a message
+    ("live", "deadletters", "replay", "processes", "asyncapi"),  # one feature, one place
+    ("push", "sync", "staging", "running", "lifespan", "bus"),  # one object that holds it all
     ("testing", "pytest_plugin", "conformance", "doctor", "demo", "cli", "__main__"),  # what users touch
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # These name no engine and no database, at import or later: they know the seams only.
-NEUTRAL = {name for level in (0, 1, 2, 4, 5) for name in LAYERS[level]}
+NEUTRAL = {name for level in (0, 1, 2, 4, 5, 6) for name in LAYERS[level]}
 CONCRETE = ("tidings.engines", "tidings.embedded", "tidings.sql", "sqlalchemy", "nats", "redis")
 
 OPTIONAL = {"sqlalchemy", "starlette", "sse_starlette", "uvicorn", "fastapi", "pydantic", "rich", "asyncpg", "click"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import tidings
 from tidings.codec import codec_for
 from tidings.engine import LISTENER_ROOM
-from tidings.live import _text
+from tidings.live.listeners import _text
 from tidings.testing import TestBus
 
 

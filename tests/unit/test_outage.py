@@ -11,7 +11,7 @@ import pytest
 from tidings import EngineUnavailable, Message, NoResponder
 from tidings.clock import ManualClock
 from tidings.engine import Delivery, Done, Entry
-from tidings.outage import DIFFERENT, FIRST, MOST, SEVERAL, Away, Outage, away
+from tidings.work.outage import DIFFERENT, FIRST, MOST, SEVERAL, Away, Outage, away
 from workbench import Bench, New, stop, until
 
 SURE = Away(EngineUnavailable("nobody answers"), sure=True)

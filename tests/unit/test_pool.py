@@ -9,8 +9,8 @@ from contextvars import ContextVar
 
 import pytest
 
-from tidings import pool
 from tidings.message import current_message
+from tidings.work import pool
 from workbench import Bench, New, stop, until
 
 mark: ContextVar[int] = ContextVar("mark", default=-1)

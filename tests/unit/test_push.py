@@ -15,14 +15,14 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 import tidings
-from tidings import hub as hubs_module
 from tidings.clock import SystemClock
 from tidings.engine import Entry, Lagged, Outgoing, Signal, Stats
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import EngineError
-from tidings.hub import Hub, Reader
 from tidings.push.frames import position_of
 from tidings.testing import TestBus
+from tidings.watching import hub as hubs_module
+from tidings.watching.hub import Hub, Reader
 from todo_app import pushed, served
 
 T = TypeVar("T")

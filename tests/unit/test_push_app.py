@@ -24,12 +24,12 @@ from starlette.routing import Mount, Route
 import tidings
 from tidings import push
 from tidings.engine import Entry
-from tidings.hub import Hub
 from tidings.message import Message
 from tidings.push import app as endpoint
 from tidings.push.crowd import Crowd, Full
 from tidings.push.frames import event_frame, frame, position_of
 from tidings.testing import TestBus
+from tidings.watching.hub import Hub
 from todo_app import Event, Stream, eventually, served
 
 

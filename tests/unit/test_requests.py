@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 import tidings
 from tidings.engine import Reply
+from tidings.live import requests
 from tidings.testing import TestBus
 
 
@@ -264,13 +265,13 @@ async def test_an_answer_of_another_type_is_no_answer() -> None:
 def test_a_foreign_answer_of_another_type_is_no_answer() -> None:
     """A responder of somebody else's that answers with another type gives a `DecodeError`."""
     with pytest.raises(tidings.DecodeError, match="Expected `int`"):
-        tidings.requests.answer(Reply(b'"three"', {}), int)
+        requests.answer(Reply(b'"three"', {}), int)
 
 
 def test_a_foreign_error_is_read() -> None:
     """An error reply without a text is still an error."""
     with pytest.raises(tidings.RemoteError, match="Oops"):
-        tidings.requests.answer(Reply(b"", {"tidings-error": "Oops"}), int)
+        requests.answer(Reply(b"", {"tidings-error": "Oops"}), int)
 
 
 async def test_events_are_not_asked_and_requests_not_published() -> None:

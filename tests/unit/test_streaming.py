@@ -10,7 +10,7 @@ import pytest
 import tidings
 from tidings.engine import Headers, Reply
 from tidings.errors import ConfigError, RemoteError, RequestTimeout
-from tidings.streaming import BEAT, CHANNEL, NUMBER, _beat_of
+from tidings.live.streaming import BEAT, CHANNEL, NUMBER, _beat_of
 from tidings.testing import TestBus
 
 

@@ -11,7 +11,7 @@ import pytest
 from tidings import EngineUnavailable, Message
 from tidings.engine import Claim, Dead, Delivery, Done, Entry, Group, Outgoing, Release
 from tidings.engines.memory import MemoryEngine
-from tidings.suspects import CRASHES, UNEXPLAINED, Floor, crash_loop, is_suspect
+from tidings.work.suspects import CRASHES, UNEXPLAINED, Floor, crash_loop, is_suspect
 from workbench import LEASE, Bench, Engine, New, stop, until
 
 GROUP = Group("g", (Claim("events.>"),), lease=LEASE)

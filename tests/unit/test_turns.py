@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tidings.clock import ManualClock
-from tidings.pace import CAREFUL, FEWEST, FIRST, MOST, SLOW, Pace
-from tidings.turns import Turns, watched
+from tidings.work.pace import CAREFUL, FEWEST, FIRST, MOST, SLOW, Pace
+from tidings.work.turns import Turns, watched
 
 
 async def run(turns: Turns, *works: Callable[[], Awaitable[object]]) -> list[asyncio.Task[None]]:

@@ -11,7 +11,7 @@ import pytest
 
 import tidings
 from tidings.engine import Done, Release
-from tidings.worker import Worker
+from tidings.work.worker import Worker
 from workbench import LEASE, Bench, New, stop, until
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 import msgspec
 
+from ..live.requests import answer
 from ..message import ID, new_id
-from ..requests import answer
 from ..settings import duration
 from ..subjects import check_subject
 from . import options, output

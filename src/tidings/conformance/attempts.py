@@ -8,7 +8,7 @@ from functools import partial
 from tidings import Bus, Message
 from tidings.engine import Dead, Done, Engine, Release, RetryAfter
 from tidings.errors import Conflict, EngineUnavailable
-from tidings.suspects import CRASHES, UNEXPLAINED
+from tidings.work.suspects import CRASHES, UNEXPLAINED
 
 from .app import Ordered, application, handled, letters, process, reached
 from .case import case

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from tidings import Bus, Event, Receipt
 from tidings.engine import Entry, Lagged
 from tidings.errors import DeadLettered, StillWorking
-from tidings.failures import Failed
+from tidings.watching.failures import Failed
 
 from .app import AT_ONCE, Ordered, Packed, application, letters, over, process, reached
 from .case import case

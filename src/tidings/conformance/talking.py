@@ -6,7 +6,7 @@ import asyncio
 
 from tidings import Message, Request
 from tidings.errors import ConfigError, NoResponder, RemoteError, RequestTimeout
-from tidings.hub import Hub, Reader
+from tidings.watching.hub import Hub, Reader
 
 from .app import Ordered, Packed, Process, application, over, process, reached
 from .case import case, eventually

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from tidings import claims
-from tidings.consumer import Consumer
 from tidings.engine import Delivery, Engine
 from tidings.errors import Closed, EngineError
-from tidings.handling import Handling
-from tidings.hands import Hands
 from tidings.outbox import Relay
-from tidings.suspects import Floor
+from tidings.work.consumer import Consumer
+from tidings.work.handling import Handling
+from tidings.work.hands import Hands
+from tidings.work.suspects import Floor
 
 from .election import Election, Reign
 from .hands import InOrder

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tidings.engine import Dead, Delivery, Done, Outcome, Park, Release, RetryAfter
 from tidings.errors import Closed, Conflict, EngineError
-from tidings.hands import Hands
+from tidings.work.hands import Hands
 
 from .lanes import Lanes, key_of
 

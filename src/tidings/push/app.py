@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..engine import Entry, Lagged
 from ..errors import DecodeError, EngineError, MissingExtra
-from ..failures import Failed
-from ..hub import Hub, Reader
 from ..message import Message
-from ..progress import find, leading, look
+from ..watching.failures import Failed
+from ..watching.hub import Hub, Reader
+from ..watching.progress import find, leading, look
 from .crowd import Crowd, Full
 from .frames import event_frame, event_id, frame, is_number, outcome_frame, position_of
 

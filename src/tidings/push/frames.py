@@ -8,9 +8,9 @@ from typing import Any, Final
 import msgspec
 
 from ..engine import Entry
-from ..failures import Failed
-from ..hub import Hub
 from ..message import Message
+from ..watching.failures import Failed
+from ..watching.hub import Hub
 
 _BREAKS: Final = re.compile(r"[\r\n\0\u0085\u2028\u2029]")
 

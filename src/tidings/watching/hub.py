@@ -14,12 +14,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
-from . import claims
-from .engine import Engine, Entry, Lagged, Signal
-from .errors import Closed, Conflict, EngineError, TidingsError
+from .. import claims
+from ..engine import Engine, Entry, Lagged, Signal
+from ..errors import Closed, Conflict, EngineError, TidingsError
+from ..retention import oldest_whole
 from .failures import Failed, channel, heard
 from .progress import leading
-from .retention import oldest_whole
 
 log = logging.getLogger("tidings.hub")
 

@@ -20,10 +20,10 @@ import logging
 import random
 from typing import Final, NamedTuple
 
-from .clock import Clock
-from .engine import Delivery
-from .errors import EngineUnavailable, NoResponder, StoreFull, Unconfirmed
-from .unit import Units
+from ..clock import Clock
+from ..engine import Delivery
+from ..errors import EngineUnavailable, NoResponder, StoreFull, Unconfirmed
+from ..unit import Units
 
 log = logging.getLogger("tidings.worker")
 

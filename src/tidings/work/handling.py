@@ -19,23 +19,23 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
-from . import failpoints
-from .batch import Batch
-from .clock import Clock, timeout
-from .codec import Codec, codec_for
-from .engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
-from .errors import DecodeError
-from .events import EventSpec, spec_of
-from .message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
+from .. import failpoints
+from ..batch import Batch
+from ..clock import Clock, timeout
+from ..codec import Codec, codec_for
+from ..engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
+from ..errors import DecodeError
+from ..events import EventSpec, spec_of
+from ..message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
+from ..publisher import Publisher
+from ..registry import Handler, Parameter, Plan, Provider
+from ..retry import Reject, RetryLater, RetryPolicy
+from ..stepping import within
+from ..threads import Threads
+from ..unit import Deposed, InboxKey, Member, Shared, Unit, Units
+from ..version import __version__
+from ..versions import AGAIN, Patience
 from .outage import Away, away
-from .publisher import Publisher
-from .registry import Handler, Parameter, Plan, Provider
-from .retry import Reject, RetryLater, RetryPolicy
-from .stepping import within
-from .threads import Threads
-from .unit import Deposed, InboxKey, Member, Shared, Unit, Units
-from .version import __version__
-from .versions import AGAIN, Patience
 
 log = logging.getLogger("tidings.worker")
 

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from contextvars import copy_context
 from typing import Final
 
+from ..engine import Delivery, Outcome, Release
+from ..outbox import Relay
+from ..stepping import in_context
 from .each import Each
-from .engine import Delivery, Outcome, Release
 from .handling import Handling
 from .hands import Receiver
 from .outage import Away, Outage
-from .outbox import Relay
-from .stepping import in_context
 from .suspects import Floor
 
 log = logging.getLogger("tidings.worker")

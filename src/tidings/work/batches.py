@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from .batch import Batch
+from ..batch import Batch
+from ..engine import Done, Outgoing
+from ..logs import message_context
+from ..outbox import Relay
+from ..unit import Unit
 from .each import Each
-from .engine import Done, Outgoing
 from .gathering import Gathering, Part, Run
 from .handling import Handling, LeaseLost, answering, being_handled, is_stopping, time_limit
 from .hands import Receiver
-from .logs import message_context
 from .outage import Away, Outage
-from .outbox import Relay
 from .pace import Pace
 from .pool import Pool
 from .sharing import Work
 from .suspects import Floor
 from .together import Together
-from .unit import Unit
 
 log = logging.getLogger("tidings.worker")
 

@@ -7,15 +7,15 @@ import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 
-from . import failpoints
+from .. import failpoints
+from ..engine import Delivery, Engine
+from ..errors import Closed, Conflict, EngineError, TidingsError
+from ..outbox import Relay
+from ..rate import Rate, per_second
 from .batches import runner_of
-from .engine import Delivery, Engine
-from .errors import Closed, Conflict, EngineError, TidingsError
 from .handling import Handling
 from .hands import Receiver
 from .outage import Outage
-from .outbox import Relay
-from .rate import Rate, per_second
 from .suspects import Floor
 
 log = logging.getLogger("tidings.worker")

@@ -12,14 +12,14 @@ from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
-from .engine import Delivery, Done, Outcome, Release
-from .errors import Conflict, EngineError
+from ..engine import Delivery, Done, Outcome, Release
+from ..errors import Conflict, EngineError
+from ..logs import name_message
+from ..message import Message, identity
+from ..outbox import Relay
 from .handling import Handling, LeaseLost, line_of
 from .hands import Receiver
-from .logs import name_message
-from .message import Message, identity
 from .outage import Away, Outage
-from .outbox import Relay
 from .suspects import Floor, crash_loop, is_suspect
 
 log = logging.getLogger("tidings.worker")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from .engine import Delivery, Outgoing
+from ..engine import Delivery, Outgoing
+from ..logs import name_message
+from ..message import Message, current_message
+from ..unit import Member, Shared
 from .handling import Handling, TimeUp, answering, in_transaction, inbox_key
-from .logs import name_message
-from .message import Message, current_message
 from .pace import LONGEST, Pace
 from .turns import Turns, watched
-from .unit import Member, Shared
 
 
 class Work:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from .clock import Clock
+from ..clock import Clock
 
 log = logging.getLogger("tidings.worker")
 

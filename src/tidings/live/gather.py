@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, TypeVar
 
-from .clock import Clock, timeout
-from .engine import Engine, Headers, Lagged, Reply, Responder, Signal
-from .errors import DecodeError, EngineError, InvalidMessage, NoResponder, RemoteError, RequestError, TooFewAnswers
-from .message import decode_header, encode_header
+from ..clock import Clock, timeout
+from ..engine import Engine, Headers, Lagged, Reply, Responder, Signal
+from ..errors import DecodeError, EngineError, InvalidMessage, NoResponder, RemoteError, RequestError, TooFewAnswers
+from ..message import decode_header, encode_header
 from .requests import answer
 from .streaming import check_private, private_channel
 

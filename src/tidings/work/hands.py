@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from . import failpoints
-from .clock import Clock
-from .engine import Delivery, Done, Engine, Outcome
-from .errors import Closed, EngineError
+from .. import failpoints
+from ..clock import Clock
+from ..engine import Delivery, Done, Engine, Outcome
+from ..errors import Closed, EngineError
 
 log = logging.getLogger("tidings.worker")
 

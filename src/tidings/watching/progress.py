@@ -12,11 +12,11 @@ from typing import Final, Literal
 
 import msgspec
 
-from . import claims
-from .engine import DeadLetter, Engine, Entry, GroupState
+from .. import claims
+from ..engine import DeadLetter, Engine, Entry, GroupState
+from ..message import CAUSATION, CORRELATION, born, decode_header, identity
+from ..subjects import matches, overlap
 from .failures import Failed, of_letter
-from .message import CAUSATION, CORRELATION, born, decode_header, identity
-from .subjects import matches, overlap
 
 _LATE: Final = 3600.0
 """Seconds that a message may be stored after its id was made, or clocks may differ, for `find` to find it by its id."""

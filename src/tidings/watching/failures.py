@@ -14,9 +14,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from .engine import Dead, DeadLetter, Engine, Entry, Failure, Outcome, Reason, RetryAfter
-from .errors import TidingsError
-from .message import CORRELATION, decode_header, identity
+from ..engine import Dead, DeadLetter, Engine, Entry, Failure, Outcome, Reason, RetryAfter
+from ..errors import TidingsError
+from ..message import CORRELATION, decode_header, identity
 
 log = logging.getLogger("tidings.failures")
 

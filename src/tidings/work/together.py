@@ -16,16 +16,16 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractAsyncContextManager
 
-from .engine import Done, Outgoing
+from ..engine import Done, Outgoing
+from ..outbox import Relay
+from ..unit import Shared, Units
 from .gathering import Gathering, Part, Run
 from .handling import Handling, LeaseLost, answering, line_of
 from .hands import Receiver
 from .outage import Away, Outage
-from .outbox import Relay
 from .pace import Pace
 from .sharing import Round
 from .suspects import Floor
-from .unit import Shared, Units
 
 log = logging.getLogger("tidings.worker")
 

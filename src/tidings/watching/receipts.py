@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
+from ..clock import timeout as timeout_of
+from ..engine import Entry, Lagged
+from ..errors import ConfigError, DeadLettered, EngineError, StillWorking
+from ..events import require_spec
+from ..message import CAUSATION, CORRELATION, decode_header, identity
+from ..publisher import Receipt
+from ..registry import filters_of
+from ..subjects import check_subject
 from . import progress
-from .clock import timeout as timeout_of
-from .engine import Entry, Lagged
-from .errors import ConfigError, DeadLettered, EngineError, StillWorking
-from .events import require_spec
-from .message import CAUSATION, CORRELATION, decode_header, identity
-from .publisher import Receipt
-from .registry import filters_of
-from .subjects import check_subject
 
 if TYPE_CHECKING:
-    from .bus import Bus
+    from ..bus import Bus
+    from ..running import Running
     from .progress import Progress
-    from .running import Running
 
 _LOOKS: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds between looks at dead letters; the last one again and again. A failure that is told is looked at at once."""

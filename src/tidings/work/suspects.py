@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from .engine import Dead, Delivery, Failure
-from .version import __version__
+from ..engine import Dead, Delivery, Failure
+from ..version import __version__
 
 UNEXPLAINED: Final = 3
 """Earlier deliveries without a failed attempt that make a message a suspect."""

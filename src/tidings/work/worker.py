@@ -14,13 +14,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from .clock import Clock
+from ..clock import Clock
+from ..engine import Engine, Outcome
+from ..order import OrderedConsumer
+from ..outbox import Relay
 from .consumer import Consumer
-from .engine import Engine, Outcome
 from .handling import Handling
 from .hands import Hands
-from .order import OrderedConsumer
-from .outbox import Relay
 from .suspects import Floor
 
 log = logging.getLogger("tidings.worker")

@@ -13,18 +13,18 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from ..engine import Delivery, Done, Outcome, Outgoing, Release
+from ..logs import message_context
+from ..message import Message
+from ..outbox import Relay
+from ..unit import InboxKey, Shared, Unit, Units
 from .each import Each
-from .engine import Delivery, Done, Outcome, Outgoing, Release
 from .handling import Handling, answering, line_of
 from .hands import Receiver
-from .logs import message_context
-from .message import Message
 from .outage import Away, Outage
-from .outbox import Relay
 from .pace import Pace
 from .sharing import Work
 from .suspects import Floor, is_suspect
-from .unit import InboxKey, Shared, Unit, Units
 
 log = logging.getLogger("tidings.worker")
 

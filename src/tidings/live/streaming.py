@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
-from .clock import Clock, timeout
-from .engine import Engine, Headers, Reply
-from .errors import EngineUnavailable, InvalidMessage, NoResponder, RequestTimeout, StreamBroken
+from ..clock import Clock, timeout
+from ..engine import Engine, Headers, Reply
+from ..errors import EngineUnavailable, InvalidMessage, NoResponder, RequestTimeout, StreamBroken
 
 CHANNEL: Final = "tidings-stream"
 BEAT: Final = "tidings-beat"

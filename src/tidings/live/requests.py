@@ -15,14 +15,13 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
-from .clock import Clock
-from .codec import codec_for
-from .engine import Engine, Entry, Headers, Reply
-from .errors import ConfigError, InvalidMessage, RemoteError
-from .events import EventSpec, require_spec
-from .handling import RERUNS, being_handled, call, error_name, error_text, is_stopping, line_of, provided, time_limit
-from .logs import message_context
-from .message import (
+from ..clock import Clock
+from ..codec import codec_for
+from ..engine import Engine, Entry, Headers, Reply
+from ..errors import ConfigError, InvalidMessage, RemoteError
+from ..events import EventSpec, require_spec
+from ..logs import message_context
+from ..message import (
     CAUSATION,
     CORRELATION,
     ID,
@@ -34,12 +33,23 @@ from .message import (
     encode_header,
     new_id,
 )
-from .publisher import Publisher
-from .registry import Handler, Plan
-from .signals import ERROR
+from ..publisher import Publisher
+from ..registry import Handler, Plan
+from ..signals import ERROR
+from ..subjects import matches
+from ..unit import Unit, Units
+from ..work.handling import (
+    RERUNS,
+    being_handled,
+    call,
+    error_name,
+    error_text,
+    is_stopping,
+    line_of,
+    provided,
+    time_limit,
+)
 from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
-from .subjects import matches
-from .unit import Unit, Units
 
 log = logging.getLogger("tidings.requests")
 

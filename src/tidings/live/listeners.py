@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
-from .codec import codec_for
-from .engine import Entry, Lagged, Signal
-from .errors import ConfigError
-from .handling import call, is_stopping, provided
-from .logs import message_context
-from .message import ID, Message, decode_header, new_id
-from .publisher import Publisher
-from .registry import Handler, Listener, Plan
-from .subjects import covers
+from ..codec import codec_for
+from ..engine import Entry, Lagged, Signal
+from ..errors import ConfigError
+from ..logs import message_context
+from ..message import ID, Message, decode_header, new_id
+from ..publisher import Publisher
+from ..registry import Handler, Listener, Plan
+from ..subjects import covers
+from ..work.handling import call, is_stopping, provided
 
 log = logging.getLogger("tidings.live")
 

@@ -1,0 +1,1 @@
+"""Being told what became of a message: by the log, by failures, and by receipts that can be waited for."""
