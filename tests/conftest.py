@@ -6,7 +6,8 @@ The tests run in several processes (`./test`); what they found out is said by th
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ set_hypothesis_home_dir(Path(__file__).parents[1] / ".cache" / "hypothesis")
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 _tally = Tally()
+
+
+@pytest.fixture(autouse=True)
+def what_is_logged() -> Iterator[None]:
+    """A command that sets up logging, as the command line does, sets it up for its own test only."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.hookimpl(trylast=True)
