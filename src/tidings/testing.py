@@ -99,7 +99,7 @@ class TestBus:
             await asyncio.sleep(0)
         worker = self._connected.worker
         busy = worker is not None and worker.busy
-        if self.store.quiet and not busy:
+        if not busy and self.store.quiet_but_for(() if worker is None else worker.resting):
             return True
         try:
             # The store tells its own changes; a handler waiting for a database tells none, hence the short limit.

@@ -55,6 +55,53 @@ async def test_a_retry_is_waited_for_and_quiet_meanwhile() -> None:
         assert t.store.stats().groups["g"].pending == 0
 
 
+@pytest.mark.parametrize("count", [4, 300])
+async def test_a_short_pause_is_quiet_too(count: int) -> None:
+    """`settle` does not wait for those that are kept in hand behind one that rests for less than a second, however many
+    they are and whenever they came; they follow it in their order."""
+    bus, seen, tries = tidings.Bus("t"), list[int](), 0
+
+    @bus.on(Step, group="g", order=True, concurrency=2, retry=RetryPolicy(attempts=3))
+    async def handle(step: Step) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise RetryLater(after=0.9)
+        seen.append(step.n)
+
+    async with TestBus(bus) as t:
+        await bus.publish_many(steps("a", count // 2))
+        await t.settle(3)
+        assert (tries, seen) == (1, [])
+        await bus.publish_many([Step(item="a", n=n) for n in range(count // 2, count)])
+        await t.settle(3)
+        assert (tries, seen) == (1, [])
+        await t.clock.advance(0.9)
+        await t.settle(3)
+        assert (tries, seen) == (2, [])
+        await t.clock.advance(0.9)
+        await t.settle(3)
+        assert seen == list(range(count))
+        assert t.store.stats().groups["g"].pending == 0
+
+
+async def test_what_rests_shortly_goes_back_when_its_worker_stops() -> None:
+    """A worker that stops hands back at once what rests for less than a second, and what waits behind it."""
+    bus = tidings.Bus("t")
+
+    @bus.on(Step, group="g", order=True)
+    async def handle(step: Step) -> None:
+        raise RetryLater(after=0.9)
+
+    async with TestBus(bus, groups=[]) as t, attached(bus, await connected(t), t.clock) as running:
+        worker = await running.work()
+        await bus.publish_many(steps("a", 3))
+        await until(lambda: len(worker.resting) == 3)
+        async with asyncio.timeout(5):
+            await worker.stop()
+        assert t.store.stats().groups["g"].waiting == 3
+
+
 async def test_a_thousand_of_one_key_are_in_order_at_full_concurrency() -> None:
     """Concurrency is across keys; one key never has two running, and nothing is lost or doubled."""
     bus, seen, now = tidings.Bus("t"), dict[str, list[int]](), set[str]()

@@ -44,7 +44,7 @@ def test_behind_one_that_rests_all_are_set_aside() -> None:
     assert running(lanes) == [5]
     assert lanes.rests(head) == [second]
     assert (lanes.arrived(delivery(7)), lanes.arrived(delivery(4))) == (5, None)
-    assert (lanes.busy, lanes.resting, running(lanes)) == (1, 1, [])
+    assert (lanes.busy, lanes.resting, running(lanes)) == (0, 2, [])
     lanes.parked(second)
     lanes.rested(head)
     assert running(lanes) == [4]
@@ -70,6 +70,26 @@ def test_behind_a_dead_letter_the_key_is_parked_until_it_comes_back() -> None:
     for position in (3, 2, 4):
         lanes.arrived(delivery(position))
     assert running(lanes) == [2]
+
+
+def test_behind_one_that_rests_briefly_some_stay() -> None:
+    """Behind a message that is tried again in a moment a part's worth of later ones stays in hand; the rest goes aside
+    and comes back behind them."""
+    lanes = Lanes()
+    head = delivery(1)
+    lanes.arrived(head)
+    assert running(lanes) == [1]
+    assert lanes.rests(head, brief=True) == []
+    stay, aside = [delivery(2 + n) for n in range(TOGETHER)], delivery(2 + TOGETHER)
+    assert [lanes.arrived(each) for each in stay] == [None] * TOGETHER
+    assert lanes.arrived(aside) == 1
+    assert (lanes.busy, lanes.resting) == (0, 1 + TOGETHER)
+    lanes.parked(aside)
+    lanes.rested(head)
+    for each in (head, *stay):
+        assert (lanes.next(), lanes.next(), list(lanes.releases())) == (each, None, [])
+        lanes.done(each)
+    assert (list(lanes.releases()), lanes.busy, lanes.resting) == ([[2 + TOGETHER]], 0, 0)
 
 
 def test_what_is_not_stored_yet_does_not_come_back() -> None:
@@ -181,7 +201,7 @@ class _Model:
         if not self.running:
             return
         one = self.running.pop(self.random.randrange(len(self.running)))
-        match self.random.randrange(8):
+        match self.random.randrange(9):
             case 0:
                 self.parking += self.lanes.died(one)
                 self.dead.append(one)
@@ -191,6 +211,9 @@ class _Model:
             case 2:
                 self.parking += self.lanes.lost(one)
                 self.again.append(one)
+            case 3:
+                assert self.lanes.rests(one, brief=True) == []
+                self.resting.append(one)
             case _:
                 self.lanes.done(one)
                 self.ended[one.entry.headers.get(KEY, "")].append(one.entry.position)

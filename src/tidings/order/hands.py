@@ -65,6 +65,8 @@ class InOrder:
             behind = self.lanes.arrived(delivery)
             if behind is not None:
                 self._set_aside(delivery, behind)
+            elif id(self.lanes.awaits(delivery)) in self._sleeping:
+                self._hands.rests(delivery)
         self.go_on()
 
     def go_on(self) -> None:
@@ -137,9 +139,8 @@ class InOrder:
 
     def _rest(self, outcome: RetryAfter | Release) -> None:
         delivery = outcome.delivery
-        if outcome.delay > _SHORT:
-            for behind in self.lanes.rests(delivery):
-                self._set_aside(behind, delivery.entry.position)
+        for behind in self.lanes.rests(delivery, brief=outcome.delay <= _SHORT):
+            self._set_aside(behind, delivery.entry.position)
         self._keeping[id(delivery)] = asyncio.Event()
         self._spawn(self._again(outcome))
 
@@ -180,12 +181,14 @@ class InOrder:
         task = asyncio.current_task()
         assert task is not None
         self._sleeping[id(delivery)] = task
-        self._hands.rests(delivery)
+        for each in (delivery, *self.lanes.waiting_for(delivery)):
+            self._hands.rests(each)
         try:
             await self.clock.sleep(delay)
         finally:
             self._sleeping.pop(id(delivery), None)
-            self._hands.rested(delivery)
+            for each in (delivery, *self.lanes.waiting_for(delivery)):
+                self._hands.rested(each)
 
     def _set_aside(self, delivery: Delivery, behind: int) -> None:
         self._hands.put(Park(delivery, behind))

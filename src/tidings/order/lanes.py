@@ -23,12 +23,16 @@ def key_of(entry: Entry) -> str:
 class Lane:
     """The messages of one key, by position: which run, which wait here, and which are somewhere else."""
 
-    __slots__ = ("coming", "dead", "head", "parked", "parking", "resting", "waiting")
+    __slots__ = ("brief", "coming", "counted", "dead", "head", "parked", "parking", "resting", "waiting")
 
     def __init__(self) -> None:
         self.head: Delivery | None = None
         """Runs, or rests until its next try."""
         self.resting = False
+        self.brief = False
+        """It rests for so short that later ones may wait here."""
+        self.counted = 0
+        """`still` when it was last looked at."""
         self.waiting: list[Delivery] = []
         self.dead: list[int] = []
         self.parked: list[int] = []
@@ -40,6 +44,16 @@ class Lane:
     @property
     def empty(self) -> bool:
         return not (self.head or self.waiting or self.dead or self.parked or self.parking or self.coming)
+
+    @property
+    def still(self) -> int:
+        """Deliveries here that only time brings on: one that rests, and those that wait for it."""
+        return 1 + len(self.waiting) if self.resting else 0
+
+    @property
+    def shut(self) -> bool:
+        """Whether one rests, and later ones may not wait for it here."""
+        return self.resting and not (self.brief and len(self.waiting) < TOGETHER)
 
     @property
     def blocker(self) -> int | None:
@@ -57,7 +71,7 @@ class Lane:
         """Behind what a message has to be set aside; None if it need not."""
         if position in self.parked or position in self.parking:
             return position  # of what was set aside this is another copy, as after a lost answer: they become one
-        if self.resting and self.head is not None and self.head.entry.position < position:
+        if self.shut and self.head is not None and self.head.entry.position < position:
             return self.head.entry.position
         # Kept in hand behind one that is still to come, they could take the room that it needs.
         aside = [*self.dead[:1], *self.parked[:1], *self.parking, *self.coming]
@@ -106,7 +120,7 @@ class Lanes:
 
     @property
     def resting(self) -> int:
-        """Deliveries in hand that wait for their next try."""
+        """Deliveries in hand that wait for their next try, or for that of another."""
         return self._resting
 
     @property
@@ -173,20 +187,28 @@ class Lanes:
             lane.coming.add(delivery.entry.position)
         return self._set_aside(key, lane)
 
-    def rests(self, delivery: Delivery) -> list[Delivery]:
-        """It waits here for its next try. Returns those in hand that have to be set aside."""
+    def rests(self, delivery: Delivery, *, brief: bool = False) -> list[Delivery]:
+        """It waits here for its next try. Returns those in hand that have to be set aside: behind a brief rest
+        only very many."""
         key = key_of(delivery.entry)
         lane = self._lanes[key]
-        self._resting += not lane.resting
-        lane.resting = True
+        lane.resting, lane.brief = True, brief
         return self._set_aside(key, lane)
+
+    def waiting_for(self, delivery: Delivery) -> list[Delivery]:
+        """Those in hand that run after this one, if it runs or rests."""
+        lane = self._lanes.get(key_of(delivery.entry))
+        return list(lane.waiting) if lane is not None and lane.head is delivery else []
+
+    def awaits(self, delivery: Delivery) -> Delivery | None:
+        """The one that runs or rests, if this one waits for it."""
+        lane = self._lanes.get(key_of(delivery.entry))
+        return None if lane is None or lane.head is delivery else lane.head
 
     def rested(self, delivery: Delivery) -> None:
         """Its time has come: it runs again."""
         lane = self._lanes[key_of(delivery.entry)]
-        self._resting -= lane.resting
-        lane.resting = False
-        lane.head = None
+        lane.head, lane.resting = None, False
         insort(lane.waiting, delivery, key=_POSITION)
         self._look(key_of(delivery.entry))
 
@@ -226,7 +248,6 @@ class Lanes:
         lane = self._lane(key_of(delivery.entry))
         if lane.head is delivery:
             self._in_hand -= 1
-            self._resting -= lane.resting
             lane.head, lane.resting = None, False
         return lane
 
@@ -241,6 +262,8 @@ class Lanes:
     def _look(self, key: str) -> None:
         """Find out what follows for a key after something has changed."""
         lane = self._lanes[key]
+        self._resting += lane.still - lane.counted
+        lane.counted = lane.still
         for chosen, is_so in ((self._ready, lane.ready), (self._releasing, bool(lane.released()))):
             if is_so:
                 chosen[key] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from .. import failpoints
@@ -43,7 +43,7 @@ class Hands:
         self.on_settled: Callable[[Sequence[Outcome]], None] = lambda _: None
         """Called with outcomes that are settled."""
         self.held: dict[int, Delivery] = {}
-        self._resting: set[int] = set()
+        self._resting: dict[int, Delivery] = {}
         self._handled, self._others = _Queue(), _Queue()
         self._waiting: dict[int, asyncio.Event] = {}
         self._empty = asyncio.Event()
@@ -54,13 +54,18 @@ class Hands:
         """Whether anything is in hand that does not just wait for its time."""
         return len(self.held) > len(self._resting)
 
+    @property
+    def resting(self) -> Collection[Delivery]:
+        """What is in hand and just waits for its time."""
+        return self._resting.values()
+
     def rests(self, delivery: Delivery) -> None:
-        """It waits here for its next try."""
-        self._resting.add(id(delivery))
+        """It waits here for its next try, or for that of the one before it."""
+        self._resting[id(delivery)] = delivery
 
     def rested(self, delivery: Delivery) -> None:
         """Its time has come, or it goes back."""
-        self._resting.discard(id(delivery))
+        self._resting.pop(id(delivery), None)
 
     def take(self, delivery: Delivery) -> None:
         self.held[id(delivery)] = delivery
@@ -69,7 +74,7 @@ class Hands:
     def drop(self, delivery: Delivery) -> None:
         """Give up a delivery without an outcome: its lease brings it back."""
         self.held.pop(id(delivery), None)
-        self._resting.discard(id(delivery))
+        self._resting.pop(id(delivery), None)
         self._tell(delivery)
         if not self.held:
             self._empty.set()

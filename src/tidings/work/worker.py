@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from ..clock import Clock
-from ..engine import Engine, Outcome
+from ..engine import Delivery, Engine, Outcome
 from ..order import OrderedConsumer
 from ..outbox import Relay
 from .consumer import Consumer
@@ -68,6 +68,11 @@ class Worker:
     def busy(self) -> bool:
         """Whether a handler runs, an outcome waits to be settled or a follow-up to be sent."""
         return self._hands.busy or any(relay.busy for relay in self._relays.values())
+
+    @property
+    def resting(self) -> Collection[Delivery]:
+        """What is in hand and just waits for its time."""
+        return self._hands.resting
 
     def start(self) -> None:
         """Begin; returns at once. Everything runs in tasks of this event loop until `stop`."""

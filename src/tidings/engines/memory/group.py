@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, get_args
@@ -81,10 +81,10 @@ class GroupQueue:
     def __contains__(self, position: int) -> bool:
         return position in self._items
 
-    @property
-    def quiet(self) -> bool:
-        """Nothing is leased, and nothing ready unless the group is paused."""
-        if self._counts["leased"] and not all(item.kept for item in self._items.values() if item.state == "leased"):
+    def quiet_but_for(self, resting: Collection[Lease]) -> bool:
+        """Nothing is leased, besides what is kept and these, and nothing ready unless the group is paused."""
+        leased = (item for item in self._items.values() if item.state == "leased") if self._counts["leased"] else ()
+        if not all(item.kept or item.lease in resting for item in leased):
             return False
         return self.group.paused or not self._counts["waiting"]
 

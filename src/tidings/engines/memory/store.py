@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
@@ -78,7 +78,12 @@ class MemoryStore:
 
         What waits for its time (a retry, a `not_before`) is quiet.
         """
-        return not self._requests and all(queue.quiet for queue in self._groups.values())
+        return self.quiet_but_for(())
+
+    def quiet_but_for(self, resting: Collection[Delivery]) -> bool:
+        """`quiet`, and so is what somebody holds without doing anything with it."""
+        leases = {delivery.token for delivery in resting}
+        return not self._requests and all(queue.quiet_but_for(leases) for queue in self._groups.values())
 
     async def changed(self) -> None:
         """Return at the next change of anything `quiet` depends on."""
