@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import report
+from . import goals, report
 from .benchmark import Benchmark, Case, Measured
 from .plot import chart
 from .runner import measure
@@ -26,7 +26,7 @@ def main() -> None:
         profile(chosen.profile, 5_000 if chosen.quick else 20_000)
         return
     if not chosen.names:
-        redraw(chosen.json, chosen.plots)
+        again(chosen.json, chosen.plots, chosen.page)
         return
     environment = report.environment()
     print(f"{report.environment_text(environment)}\n\n{report.promises()}\n", flush=True)
@@ -60,14 +60,34 @@ def draw(
     (folder / f"{benchmark.name}.svg").write_text(chart(benchmark, measured, note))
 
 
-def redraw(file: Path, folder: Path) -> None:
-    """Draw again what an earlier run has written."""
-    for name, result in json.loads(file.read_text()).items():
-        measured = [
+def again(file: Path, plots: Path | None, page: Path | None) -> None:
+    """Draw and write again what earlier runs have measured."""
+    kept = json.loads(file.read_text())
+    results: dict[str, list[Measured]] = {}
+    for name in (name for name in ALL if name in kept):
+        result = kept[name]
+        results[name] = [
             Measured(Case(one["title"], dict, one["contender"]), one["samples"], one["errors"])
             for one in result["cases"]
         ]
-        draw(folder, ALL[name], measured, result["environment"], quick=result["quick"])
+        if plots:
+            draw(plots, ALL[name], results[name], result["environment"], quick=result["quick"])
+    if page:
+        parts = [
+            f"# Results\n\nWritten by `benchmarks/run --json {file.name} --page {page.name}`.\n\n{goals.table(results)}"
+        ]
+        for name, measured in results.items():
+            parts.append(section(ALL[name], measured, kept[name]))
+        page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def section(benchmark: Benchmark, measured: list[Measured], result: dict[str, Any]) -> str:
+    """One benchmark on the page."""
+    quick = f"\n\n{QUICK}" if result["quick"] else ""
+    return (
+        f"## {benchmark.title}\n\n{benchmark.conditions}{quick}\n\n{report.table(benchmark, measured)}\n\n"
+        f"![{benchmark.title}]({benchmark.name}.svg)\n\n{report.environment_text(result['environment'])}"
+    )
 
 
 def profile(file: Path, count: int) -> None:
@@ -89,6 +109,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few messages and rounds, to see that it works")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write every sample there; others in it stay")
     parser.add_argument("--plots", metavar="FOLDER", type=Path, help="write an SVG per benchmark there")
+    parser.add_argument(
+        "--page", metavar="FILE", type=Path, help="with --json alone: write all of it there, as Markdown"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of the benchmark's own number")
     parser.add_argument("--only", metavar="TEXT", help="cases whose title has this text")
     parser.add_argument("--profile", metavar="FILE", type=Path, help="instead: profile a worker that handles nothing")
@@ -97,6 +120,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         chosen.names = list(ALL)
     if unknown := [name for name in chosen.names if name not in ALL]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are: {', '.join(ALL)}, all")
-    if not chosen.names and not chosen.profile and not (chosen.json and chosen.plots and chosen.json.exists()):
-        parser.error("name at least one benchmark, or all; or give --json and --plots to draw an earlier run again")
+    again = chosen.json and chosen.json.exists() and (chosen.plots or chosen.page)
+    if not chosen.names and not chosen.profile and not again:
+        parser.error("name at least one benchmark, or all; or --json with --plots or --page for an earlier run")
     return chosen
