@@ -190,6 +190,18 @@ async def test_a_route_serves_the_stream_too() -> None:
         assert (await Stream(response).next()).name == "ready"
 
 
+async def test_asking_for_the_head_takes_no_place() -> None:
+    """HEAD is answered with what a stream begins with, again and again, beside the only stream that may be open."""
+    async with web(most=1) as (_, client), stream(client, "ada") as ada:
+        await ada.next()
+        for _ in range(3):
+            answer = await client.head("/push/")
+            assert (answer.status_code, answer.content) == (200, b"")
+            assert answer.headers["content-type"] == ada.response.headers["content-type"]
+            assert "content-length" not in answer.headers
+        assert (await client.get("/push/")).status_code == 503
+
+
 def test_places_in_the_crowd_are_given_back() -> None:
     """Whatever happens inside, a place is free again afterwards, and unknown users share only the limit of all."""
     crowd = Crowd(most=3, per_user=1)
@@ -331,7 +343,7 @@ class Large(tidings.Event, subject="events.note.large"):
 async def test_a_frozen_browser_is_dropped_and_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that stays connected and takes nothing is cut off after the time to send, its place is free again, nothing
     has queued up for it, and its neighbour has had everything."""
-    monkeypatch.setattr(endpoint, "SEND_TIMEOUT", 0.5)
+    monkeypatch.setattr(endpoint, "PATIENCE", 0.5)
     bus = tidings.Bus("notes", url="memory:")
     application = bus.push(Large)
     app = Starlette(routes=[Mount("/push", application)], lifespan=bus.lifespan)

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import logging
 import random
-import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import aclosing
 from pathlib import Path
@@ -20,6 +19,7 @@ from ..watching.hub import Hub, Reader
 from ..watching.progress import find, leading, look
 from .crowd import Crowd, Full
 from .frames import event_frame, event_id, frame, is_number, outcome_frame, position_of
+from .wires import Wires
 
 if TYPE_CHECKING:
     import anyio
@@ -36,8 +36,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-HEARTBEAT: Final = 15  # seconds
-SEND_TIMEOUT: Final = 20.0  # seconds a frozen browser may block a write
+HEARTBEAT: Final = 10  # seconds
+PATIENCE: Final = 15.0  # seconds a browser may take nothing while there is something to take
 GRACE: Final = 1.0  # seconds a stream may take to end when the server stops
 LIFETIME: Final = (240.0, 300.0)  # seconds after which a stream ends, for the browser to come and be judged again
 RETRY: Final = (500, 1500)  # milliseconds a browser waits before it reconnects: spread, so that not all come at once
@@ -46,6 +46,7 @@ PER_USER: Final = 10
 _MEMORY: Final = 512  # messages kept decoded, for all browsers together
 _ASSETS: Final = Path(__file__).parent / "static"
 _NO_STORE: Final = {"Cache-Control": "no-store"}
+_STREAM: Final = {**_NO_STORE, "X-Accel-Buffering": "no"}
 
 
 class Push:
@@ -70,6 +71,7 @@ class Push:
         self._visible = visible
         self._user = user
         self._crowd = Crowd(most, per_user)
+        self._wires = Wires()
         self._decoded: dict[str, tuple[Message[Any], bytes]] = {}
         self._untold: set[str] = set()
 
@@ -81,15 +83,27 @@ class Push:
         from starlette.requests import Request
 
         name = leaf(scope)
-        answer = self._asset if name.endswith((".js", ".ts")) else self._stream
-        if name == "outcome":
+        answer: Callable[[Request, Scope, Receive, Send], Awaitable[None]] = self._stream
+        if name.endswith((".js", ".ts")):
+            answer = self._asset
+        elif name == "outcome":
             answer = self._outcome
+        elif scope["method"] == "HEAD":
+            answer = self._head
         if scope["method"] not in ("GET", "HEAD"):
             answer = self._refuse_method
         await answer(Request(scope, receive), scope, receive, send)
 
     async def _refuse_method(self, _: Request, scope: Scope, receive: Receive, send: Send) -> None:
         await said(405, f"{scope['method']} is not for this address: GET it")(scope, receive, send)
+
+    async def _head(self, _: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """What a stream would begin with; it is none, and takes nobody's place."""
+        from starlette.responses import Response
+
+        response = Response(headers=_STREAM, media_type="text/event-stream")
+        del response.headers["content-length"]  # of a stream nobody knows it
+        await response(scope, receive, send)
 
     async def _asset(self, _: Request, scope: Scope, receive: Receive, send: Send) -> None:
         from starlette.responses import FileResponse
@@ -113,12 +127,13 @@ class Push:
                     response = EventSourceResponse(
                         frames,
                         ping=HEARTBEAT,
-                        send_timeout=SEND_TIMEOUT,
+                        send_timeout=PATIENCE,
                         shutdown_event=cast("anyio.Event", _Leaving(reader)),
                         shutdown_grace_period=GRACE,
-                        headers={**_NO_STORE, "X-Accel-Buffering": "no"},
+                        headers=_STREAM,
                     )
-                    await response(scope, receive, send)
+                    with self._wires.impatient(scope, PATIENCE):
+                        await response(scope, receive, send)
         except Full:
             text = "too many live streams at the moment: close a window, or try again later"
             await said(503, text, {"Retry-After": "30"})(scope, receive, send)
@@ -128,8 +143,8 @@ class Push:
                 scope, receive, send
             )
         except TimeoutError:
-            log.info("a browser that took nothing for %g s was disconnected", SEND_TIMEOUT)
-            hang_up(scope)
+            log.info("a browser that took nothing for %g s was disconnected", PATIENCE)
+            self._wires.cut(scope)  # closed in good order it would stay until its last bytes are taken
 
     async def _frames(self, hub: Hub, reader: Reader, oldest: int, request: Request) -> AsyncGenerator[bytes, None]:
         given = last_event_id(request)
@@ -252,16 +267,6 @@ class _Leaving:
 
     def __init__(self, reader: Reader) -> None:
         self.set = reader.end
-
-
-def hang_up(scope: Scope) -> None:
-    """Cut the connection of a browser that reads nothing any more. Closed in good order it would stay for as long as
-    its last bytes wait to be taken; ASGI has no word for that, so it is asked of uvicorn, if that is what serves."""
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    state = getattr(server, "server_state", None)
-    for connection in list(getattr(state, "connections", ())):
-        if getattr(connection, "client", None) == scope.get("client") and connection.transport is not None:
-            connection.transport.abort()
 
 
 def leaf(scope: Scope) -> str:

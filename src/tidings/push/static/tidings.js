@@ -1,6 +1,6 @@
 // See tidings.d.ts. The tab that holds the lock has the stream and relays.
 
-const AGAIN = 30_000; // ms, two heartbeats
+const AGAIN = 30_000; // ms, three heartbeats
 
 const pattern = (filter) =>
   RegExp(`^${filter.replace(/[$+?()[\]{}|^\\.]/g, "\\$&").replace(/\*/g, "[^.]+").replace(/>$/, ".+")}$`);
