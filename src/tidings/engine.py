@@ -29,6 +29,7 @@ from .delivery import Reason as Reason
 from .delivery import Release as Release
 from .delivery import RetryAfter as RetryAfter
 from .signals import LISTENER_ROOM as LISTENER_ROOM
+from .signals import Backlog as Backlog
 from .signals import Headers as Headers
 from .signals import Lagged as Lagged
 from .signals import Reply as Reply

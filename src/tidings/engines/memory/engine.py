@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from tidings.engine import (
+    Backlog,
     DeadLetter,
     Delivery,
     Entry,
@@ -31,7 +32,7 @@ from tidings.engine import (
 from tidings.errors import Closed, NoResponder, RequestTimeout
 
 from .bell import Bell
-from .live import Listener, Server
+from .live import Server
 from .log import check
 from .store import MAX_MESSAGE, MemoryStore
 
@@ -52,7 +53,7 @@ class MemoryEngine:
         self._open = False
         self._waits: set[Callable[[], None]] = set()
         self._stops: Counter[str] = Counter()
-        self._listeners: set[Listener] = set()
+        self._listeners: set[Backlog] = set()
         self._servers: set[Server] = set()
 
     def __repr__(self) -> str:
@@ -75,8 +76,7 @@ class MemoryEngine:
     def _disconnect(self) -> None:
         self._open = False
         for listener in self._listeners:
-            self._store.channels.leave(listener)
-            listener.leave(closed=True)
+            self._store.channels.leave(listener, Closed("the engine was closed while something listened"))
         for server in self._servers:
             self._store.servers.leave(server)
             server.cancel()
@@ -225,7 +225,7 @@ class MemoryEngine:
             yield listener
         finally:
             self._listeners.discard(listener)
-            self._store.channels.leave(listener)
+            self._store.channels.leave(listener, StopAsyncIteration())
 
     async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
         await self._turn()

@@ -5,59 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from tidings.engine import Headers, Lagged, Reply, Responder, Signal
-from tidings.errors import Closed
+from tidings.engine import Backlog, Headers, Reply, Responder, Signal
 from tidings.subjects import matches
 
-from .bell import Bell
-
 _log: Final = logging.getLogger("tidings.memory")
-
-
-class Listener(AsyncIterator[Signal | Lagged]):
-    """One `listen` of one connection: what was said and not yet taken."""
-
-    def __init__(self, channels: Sequence[str], room: int) -> None:
-        self._channels = tuple(channels)
-        self._room = room
-        self._heard: deque[Signal] = deque()
-        self._news = Bell()
-        self._missed = 0
-        self._left = False
-        self._closed = False
-
-    def hears(self, channel: str) -> bool:
-        """Whether the channel is one of those listened to."""
-        return any(matches(filter, channel) for filter in self._channels)
-
-    def tell(self, signal: Signal) -> None:
-        """Queue a signal; of a listener that is too far behind the oldest one goes, and it is told."""
-        if len(self._heard) >= self._room:
-            self._missed += 1
-            self._heard.popleft()
-        self._heard.append(signal)
-        self._news.ring()
-
-    def leave(self, *, closed: bool = False) -> None:
-        """The iteration ends, with `Closed` if the connection was closed under it."""
-        self._left = True
-        self._closed = self._closed or closed
-        self._news.ring()
-
-    async def __anext__(self) -> Signal | Lagged:
-        while not self._heard:
-            if self._closed:
-                raise Closed("the engine was closed while something listened")
-            if self._left:
-                raise StopAsyncIteration
-            await self._news.wait()
-        if self._missed:
-            missed, self._missed = self._missed, 0
-            return Lagged(missed)
-        return self._heard.popleft()
 
 
 class Channels:
@@ -65,24 +19,24 @@ class Channels:
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._listeners: dict[Listener, None] = {}
+        self._listeners: dict[Backlog, None] = {}
 
-    def enter(self, channels: Sequence[str]) -> Listener:
+    def enter(self, channels: Sequence[str]) -> Backlog:
         """Listen from now on."""
-        listener = Listener(channels, self._room)
+        listener = Backlog(channels, self._room)
         self._listeners[listener] = None
         return listener
 
-    def leave(self, listener: Listener) -> None:
+    def leave(self, listener: Backlog, how: Exception) -> None:
         """Listen no longer."""
         self._listeners.pop(listener, None)
-        listener.leave()
+        listener.end(how)
 
     def say(self, signal: Signal) -> int:
         """Tell all who listen; returns how many they are."""
-        listeners = [listener for listener in self._listeners if listener.hears(signal.channel)]
+        listeners = [listener for listener in self._listeners if listener.filter_of(signal.channel)]
         for listener in listeners:
-            listener.tell(signal)
+            listener.add(signal)
         return len(listeners)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from ...engine import LISTENER_ROOM, Headers, Lagged, Reply, Responder, Signal
+from ...engine import Backlog, Headers, Lagged, Reply, Responder, Signal
 from ...errors import Closed, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
-from ...subjects import check_subject, matches, normalise
+from ...subjects import check_subject, normalise
 from .connection import Frame, OnFrame
 from .link import Disconnected, Link
 from .services import Endpoint, Services
@@ -26,7 +25,7 @@ class Live:
         self._limit = limit
         self._timeout = timeout
         self._services = Services(link)
-        self._listeners: set[_Ear] = set()
+        self._listeners: set[Backlog] = set()
         self._generation = link.generation
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
@@ -52,15 +51,15 @@ class Live:
         """See `Engine.listen`."""
         await self._link.ready(self._timeout)
         filters = normalise(list(channels))
-        ear = _Ear(filters)
-        self._listeners.add(ear)
-        subscriptions = [await self._link.subscribe(filter, ear.hears(filter)) for filter in filters]
+        listener = Backlog(filters)
+        self._listeners.add(listener)
+        subscriptions = [await self._link.subscribe(filter, _hears(listener, filter)) for filter in filters]
         try:
             await self._link.flush()
-            yield ear
+            yield listener
         finally:
-            ear.end(StopAsyncIteration())
-            self._listeners.discard(ear)
+            listener.end(StopAsyncIteration())
+            self._listeners.discard(listener)
             for subscription in subscriptions:
                 await subscription.close()
 
@@ -110,15 +109,15 @@ class Live:
             await asyncio.gather(*running, return_exceptions=True)
 
     def close(self) -> None:
-        for ear in self._listeners:
-            ear.end(Closed("the engine was closed"))
+        for listener in self._listeners:
+            listener.end(Closed("the engine was closed"))
 
     def reconnected(self) -> None:
         """The connection was lost, or stands again: then every listener is told that it may have missed something."""
         if self._link.generation != self._generation:
             self._generation = self._link.generation
-            for ear in self._listeners:
-                ear.miss()
+            for listener in self._listeners:
+                listener.add(Lagged(None))
 
     async def _answer(self, frame: Frame, responder: Responder, endpoint: Endpoint) -> None:
         over = endpoint.began()
@@ -139,51 +138,9 @@ class Live:
             raise TooLarge(size, self._limit())
 
 
-class _Ear:
-    def __init__(self, filters: Sequence[str]) -> None:
-        self._filters = filters
-        self._kept: deque[Signal | Lagged] = deque()
-        self._missed = 0
-        self._heard = asyncio.Event()
-        self._ended: Exception | None = None
+def _hears(listener: Backlog, filter: str) -> OnFrame:
+    def hear(frame: Frame) -> None:
+        if listener.filter_of(frame.subject) == filter:
+            listener.add(Signal(frame.subject, frame.body, clean(frame.headers)))
 
-    def hears(self, filter: str) -> OnFrame:
-        def hear(frame: Frame) -> None:
-            # Each filter that matches brings its own copy: the first one counts.
-            if next(other for other in self._filters if matches(other, frame.subject)) == filter:
-                self._keep(frame)
-
-        return hear
-
-    def _keep(self, frame: Frame) -> None:
-        if len(self._kept) == LISTENER_ROOM and isinstance(self._kept.popleft(), Signal):
-            self._missed += 1
-        self._kept.append(Signal(frame.subject, frame.body, clean(frame.headers)))
-        self._heard.set()
-
-    def miss(self) -> None:
-        """What was said while the connection was lost is missing here."""
-        if len(self._kept) < LISTENER_ROOM:
-            self._kept.append(Lagged(None))
-        else:
-            self._missed += 1  # much is missing anyhow
-        self._heard.set()
-
-    def end(self, how: Exception) -> None:
-        self._ended = self._ended or how
-        self._heard.set()
-
-    def __aiter__(self) -> _Ear:
-        return self
-
-    async def __anext__(self) -> Signal | Lagged:
-        # No generator: one that is cancelled while it waits would be over for good.
-        while not self._kept:
-            if self._ended:
-                raise self._ended
-            self._heard.clear()
-            await self._heard.wait()
-        if self._missed:
-            missed, self._missed = self._missed, 0
-            return Lagged(missed)
-        return self._kept.popleft()
+    return hear

@@ -5,19 +5,17 @@ The body travels as it is. Headers are said right before it, on a channel that o
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
 
-from ...engine import LISTENER_ROOM, Headers, Lagged, Outgoing, Signal
+from ...engine import Backlog, Headers, Lagged, Outgoing, Signal
 from ...errors import Closed
-from ...subjects import matches, normalise
+from ...subjects import normalise
 from .codec import check, packed
 from .hearing import Hearing, OnMessage
 from .link import Link
@@ -60,7 +58,7 @@ class Channels:
     def missed(self) -> None:
         """The connection was lost for a while."""
         for listener in self._listeners:
-            listener.miss()
+            listener.add(Lagged(None))
 
     def close(self) -> None:
         for listener in self._listeners:
@@ -77,20 +75,16 @@ def channels_of(filter: str) -> tuple[str, str]:
     return _glob(filter), _HEADERS + _glob(filter)
 
 
-class _Listener:
+class _Listener(Backlog):
+    """A backlog, and the headers of the next word, which follows at once."""
+
     def __init__(self, filters: Sequence[str]) -> None:
-        self._filters = filters
-        self._kept: deque[Signal | Lagged] = deque()
-        self._missed = 0
+        super().__init__(filters)
         self._headers: dict[str, str] = {}
-        """Of the next word, which follows at once."""
-        self._heard = asyncio.Event()
-        self._ended: Exception | None = None
 
     def announced(self, filter: str) -> OnMessage:
         def take(channel: str, said: bytes) -> None:
-            channel = channel.removeprefix(_HEADERS)
-            if self._first(channel) == filter:
+            if self.filter_of(channel.removeprefix(_HEADERS)) == filter:
                 with contextlib.suppress(msgspec.DecodeError):
                     self._headers = msgspec.json.decode(said, type=dict[str, str])
 
@@ -98,45 +92,8 @@ class _Listener:
 
     def hears(self, filter: str) -> OnMessage:
         def hear(channel: str, said: bytes) -> None:
-            # Each filter that matches brings its own copy: the first one counts.
-            if self._first(channel) == filter:
+            if self.filter_of(channel) == filter:
                 headers, self._headers = self._headers, {}
-                self._keep(Signal(channel, said, headers))
+                self.add(Signal(channel, said, headers))
 
         return hear
-
-    def _first(self, channel: str) -> str | None:
-        return next((filter for filter in self._filters if matches(filter, channel)), None)
-
-    def _keep(self, signal: Signal) -> None:
-        if len(self._kept) == LISTENER_ROOM and isinstance(self._kept.popleft(), Signal):
-            self._missed += 1
-        self._kept.append(signal)
-        self._heard.set()
-
-    def miss(self) -> None:
-        """What was said while the connection was lost is missing here."""
-        if len(self._kept) < LISTENER_ROOM:
-            self._kept.append(Lagged(None))
-        else:
-            self._missed += 1  # much is missing anyhow
-        self._heard.set()
-
-    def end(self, how: Exception) -> None:
-        self._ended = self._ended or how
-        self._heard.set()
-
-    def __aiter__(self) -> _Listener:
-        return self
-
-    async def __anext__(self) -> Signal | Lagged:
-        # No generator: one that is cancelled while it waits would be over for good.
-        while not self._kept:
-            if self._ended:
-                raise self._ended
-            self._heard.clear()
-            await self._heard.wait()
-        if self._missed:
-            missed, self._missed = self._missed, 0
-            return Lagged(missed)
-        return self._kept.popleft()
