@@ -10,7 +10,7 @@ from tidings.engine import LISTENER_ROOM, Headers, Lagged, Reply, Signal
 from tidings.errors import NoResponder, RequestTimeout, TooLarge
 
 from .case import case, eventually
-from .steps import heard, introduce, raising
+from .steps import find, heard, introduce, raising
 from .world import World
 
 
@@ -117,14 +117,8 @@ async def request_is_answered(world: World) -> None:
     async def respond(subject: str, body: bytes, headers: Headers) -> Reply:
         return Reply(body + b"!", {"was": subject, "got": headers["h"]})
 
-    async def answered() -> bool:
-        try:
-            return bool(await asker.request("ask.first", b"", {"h": ""}, 20.0))
-        except NoResponder:
-            return False  # see `no_responder_is_known_at_once`
-
     async with answerer.serve("ask.*", "answerers", respond):
-        await eventually(answered, "each server knows of the responder")
+        await find(asker, "ask.first", {"h": ""})
         replies = await asyncio.gather(
             *(asker.request(f"ask.q{n}", str(n).encode(), {"h": str(n)}, 20.0) for n in range(100))
         )
@@ -140,14 +134,9 @@ async def no_responder_is_known_at_once(world: World) -> None:
     with raising(NoResponder):
         await asker.request("ask.nobody", b"", {}, 300.0)
 
-    async def answered() -> bytes | None:
-        try:
-            return (await asker.request("ask.nobody", b"x", {}, 20.0)).body
-        except NoResponder:
-            return None  # in a cluster the word that somebody has come may be slower than a question
-
     async with answerer.serve("ask.nobody", "g", _echo):
-        assert await eventually(answered, "entering `serve` begins the answering") == b"x"
+        await find(asker, "ask.nobody")
+        assert (await asker.request("ask.nobody", b"x", {}, 20.0)).body == b"x"
 
     async def gone() -> bool:
         try:
@@ -174,6 +163,7 @@ async def request_times_out(world: World) -> None:
         return Reply(body, {})
 
     async with answerer.serve("ask.slow", "g", respond):
+        await find(asker, "ask.slow")
         slow = asyncio.create_task(asker.request("ask.slow", b"slow", {}, 4 * world.moment))
         await world.wait(2 * world.moment)
         assert not slow.done()
@@ -199,6 +189,9 @@ async def group_shares_requests(world: World) -> None:
         return Reply(body, {})
 
     async with one.serve("ask.shared", "g", as_one), two.serve("ask.shared", "g", as_two):
+        while len(answered) < 2:
+            await find(asker, "ask.shared")
+        answered.clear()
         for _ in range(60):
             await asker.request("ask.shared", b"", {}, 20.0)
     assert answered.total() == 60
@@ -217,6 +210,7 @@ async def a_slow_answer_delays_no_other(world: World) -> None:
         return Reply(body, {})
 
     async with answerer.serve("ask.many", "g", respond):
+        await find(asker, "ask.many")
         first = asyncio.create_task(asker.request("ask.many", b"first", {}, 300.0))
         await world.wait(world.moment)
         assert (await asker.request("ask.many", b"second", {}, 20.0)).body == b"second"

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 
 from tidings.engine import Claim, Delivery, Done, Engine, Failure, Group, Lagged, Outgoing, Signal, Stored
+from tidings.errors import NoResponder
 
 from .world import World
 
@@ -63,6 +64,16 @@ async def introduce(speaker: Engine, channel: str, *listeners: AsyncIterator[Sig
     await hearing
     await speaker.broadcast(channel, b"hello!", {})
     await asyncio.gather(*(forget(signals) for signals in listeners))
+
+
+async def find(asker: Engine, subject: str, headers: dict[str, str] | None = None) -> None:
+    """Ask until somebody answers: in a cluster the word of a new responder takes moments, as that of a listener."""
+    while True:
+        try:
+            await asker.request(subject, b"there?", headers or {}, 20.0)
+            return
+        except NoResponder:
+            await asyncio.sleep(0.01)
 
 
 def texts(deliveries: Iterable[Delivery]) -> list[str]:
