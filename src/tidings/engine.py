@@ -295,7 +295,8 @@ class Engine(Protocol):
         `Done` is final (an engine may repeat the last fraction of a second of them after a crash of its server).
         `RetryAfter` and `Dead` are stored before the delivery is given up: a crash in between repeats the delivery,
         and never gives a second dead letter for one message and group. A delivery whose lease has moved on to
-        somebody else is ignored. Raises `EngineUnavailable` when the engine cannot be reached; repeating is safe.
+        somebody else is ignored. Raises `EngineUnavailable` when the engine cannot be reached; where it refuses some,
+        all others are settled before that raises. Repeating is safe.
         """
         ...
 

@@ -228,6 +228,32 @@ async def test_a_full_store_takes_what_was_handled(bench: Bench) -> None:
     assert sorted({outcome.delivery.entry.position for outcome in engine.settled}) == [2, 3]
 
 
+async def test_what_is_refused_holds_up_no_other_outcome(bench: Bench) -> None:
+    """An engine that refuses one dead letter again and again gets those of others meanwhile, and that one when it takes
+    it; only that one stays in hand."""
+
+    class Refusing(Engine):
+        refuses = True
+
+        async def settle(self, outcomes: Sequence[Outcome]) -> None:
+            refused = [each for each in outcomes if self.refuses and each.delivery.entry.position == 1]
+            await super().settle([each for each in outcomes if each not in refused])
+            if refused:
+                raise tidings.EngineError("the server refuses this one")
+
+    async def handle(new: New) -> None:
+        raise tidings.Reject("not today")
+
+    await bench.worker(handle, engine=Refusing)
+    bench.publish(1, 2)
+    await until(lambda: bench.counts == (0, 1, 0, 1))
+    bench.publish(3)
+    await until(lambda: bench.counts == (0, 1, 0, 2))
+    Refusing.refuses = False
+    await bench.clock.advance(1)
+    await until(lambda: bench.counts == (0, 0, 0, 3))
+
+
 @pytest.mark.parametrize("error", [tidings.EngineUnavailable("away"), RuntimeError("our own mistake")])
 async def test_pulling_goes_on_after_an_error(bench: Bench, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     """No error ends the loop that pulls, or the group would stand still while the process looks alive."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from typing import Final, Protocol
 
 from .. import failpoints
 from ..clock import Clock
 from ..engine import Delivery, Done, Engine, Outcome
-from ..errors import Closed, EngineError
+from ..errors import Closed, EngineError, EngineUnavailable, NotAllowed, Unconfirmed
 
 log = logging.getLogger("tidings.worker")
+
+_AGAIN: Final = 1.0
+"""Seconds after which the engine is asked again about what it refuses."""
 
 
 class Receiver(Protocol):
@@ -123,34 +127,66 @@ class Hands:
             await queue.something.wait()
             queue.something.clear()
             batch, queue.outcomes = queue.outcomes, []
+            refused: list[Outcome] = []
             try:
-                await self._settle(batch)
+                refused = await self._settle(batch)
             except Exception:
                 log.critical("the worker itself failed to settle; the leases bring the messages back", exc_info=True)
             finally:
                 for outcome in batch:
-                    self.drop(outcome.delivery)
+                    if outcome not in refused:
+                        self.drop(outcome.delivery)
+            if refused:
+                self.clock.call_later(_AGAIN, partial(queue.again, refused))
 
-    async def _settle(self, batch: list[Outcome]) -> None:
+    async def _settle(self, batch: list[Outcome]) -> list[Outcome]:
+        """Returns those that the engine refuses: it answers, and so these must not hold up others."""
         pause = 0.1
-        while True:
-            now = self.clock.monotonic()
-            # Past its deadline a delivery may be somebody else's: an ack now could end the other's work.
-            batch = [outcome for outcome in batch if now < outcome.delivery.deadline]
-            if not batch:
-                return
+        while batch := self._in_time(batch):
             try:
-                failpoints.here("settle.begun")
-                await self.engine.settle(batch)
-                failpoints.here("settle.ended")
-                self.on_settled(batch)
-                return
+                await self._settle_at_once(batch)
+                break
             except Closed:
-                return
+                break
             except EngineError as error:
                 log.warning("outcomes could not be settled yet: %s", error)
+                if _answers(error):
+                    return await self._settle_each(batch)
                 await self.clock.sleep(pause)
-                pause = min(2 * pause, 1.0)
+                pause = min(2 * pause, _AGAIN)
+        return []
+
+    async def _settle_at_once(self, batch: list[Outcome]) -> None:
+        failpoints.here("settle.begun")
+        await self.engine.settle(batch)
+        failpoints.here("settle.ended")
+        self.on_settled(batch)
+
+    async def _settle_each(self, batch: list[Outcome]) -> list[Outcome]:
+        """Find out which of them the engine refuses."""
+        if len(batch) == 1:
+            return batch
+        refused: list[Outcome] = []
+        for number, outcome in enumerate(batch):
+            try:
+                await self._settle_at_once(self._in_time([outcome]))
+            except Closed:
+                return []
+            except EngineError as error:
+                if not _answers(error):
+                    return refused + batch[number:]
+                refused.append(outcome)
+        return refused
+
+    def _in_time(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Past its deadline a delivery may be somebody else's: an ack now could end the other's work."""
+        now = self.clock.monotonic()
+        return [outcome for outcome in outcomes if now < outcome.delivery.deadline]
+
+
+def _answers(error: EngineError) -> bool:
+    """Whether somebody has refused, instead of not being there."""
+    return isinstance(error, NotAllowed) or not isinstance(error, EngineUnavailable | Unconfirmed)
 
 
 class _Queue:
@@ -159,3 +195,7 @@ class _Queue:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.something = asyncio.Event()
+
+    def again(self, outcomes: Iterable[Outcome]) -> None:
+        self.outcomes.extend(outcomes)
+        self.something.set()

@@ -116,31 +116,10 @@ class Settler:
         return not delivery.token.settled and self._clock.monotonic() < delivery.deadline
 
     async def _once(self, outcomes: list[Outcome]) -> None:
-        writes = [
-            (outcome, await self._write(outcome))
-            for outcome in outcomes
-            if isinstance(outcome, RetryAfter | Dead | Park)
-            or (isinstance(outcome, Release) and outcome.delivery.token.begun)
-        ]
-        gone: set[int] = set()
-        failed: dict[int, TidingsError] = {}
-        for written, answer in writes:
-            try:
-                if read_ack(await answer) is None:
-                    raise TimeoutError
-            except ApiError as error:
-                # Somebody else has moved it on (redrive, or another holder): give up ours without a trace.
-                if error.code == WRONG_SEQUENCE:
-                    if await self._js.clear(self._inbox(written.delivery)):
-                        raise TimeoutError from error  # nobody moved it: again
-                    gone.add(id(written))
-                else:
-                    failed[id(written)] = error
-            except Disconnected:
-                raise
-            except TidingsError as error:
-                failed[id(written)] = error
-        rest = [outcome for outcome in outcomes if id(outcome) not in failed] if failed else outcomes
+        """Everything that can be settled now; then raises why the rest was refused, if any was."""
+        gone, failed = await self._write_all(outcomes)
+        now = self._clock.monotonic()  # the leases of some may have ended while others were written
+        rest = [each for each in outcomes if id(each) not in failed and now < each.delivery.deadline]
         for outcome in rest:
             self._settled(outcome.delivery)  # before it may come back: then it is a new delivery, not this one
         await self._acknowledge(rest, gone)
@@ -149,6 +128,38 @@ class Settler:
             outcome.delivery.token.settled = True
         if failed:
             raise next(iter(failed.values()))
+
+    async def _write_all(self, outcomes: list[Outcome]) -> tuple[set[int], dict[int, TidingsError]]:
+        """Store what has to be before the delivery is given up. Returns, by `id`, those that somebody else has moved on
+        (redrive, or another holder), and those that the server refused."""
+        gone: set[int] = set()
+        failed: dict[int, TidingsError] = {}
+        answers: list[tuple[Outcome, asyncio.Future[Frame]]] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Done) or (isinstance(outcome, Release) and not outcome.delivery.token.begun):
+                continue
+            try:
+                answers.append((outcome, await self._write(outcome)))
+            except Disconnected:
+                raise
+            except TidingsError as error:
+                failed[id(outcome)] = error
+        for outcome, answer in answers:
+            try:
+                if read_ack(await answer) is None:
+                    raise TimeoutError
+            except ApiError as error:
+                if error.code != WRONG_SEQUENCE:
+                    failed[id(outcome)] = error
+                elif await self._js.clear(self._inbox(outcome.delivery)):
+                    raise TimeoutError from error  # nobody moved it: again
+                else:
+                    gone.add(id(outcome))
+            except Disconnected:
+                raise
+            except TidingsError as error:
+                failed[id(outcome)] = error
+        return gone, failed
 
     def _condition(self, delivery: Delivery) -> dict[str, str]:
         """Replace what stands on the subject, unless the message has been moved on since it was delivered."""
@@ -188,7 +199,8 @@ class Settler:
         tombs: list[str] = []
         for outcome in outcomes:
             delivery = outcome.delivery
-            if isinstance(outcome, Release) or (isinstance(outcome, RetryAfter) and id(outcome) not in gone):
+            # What was moved on goes without a trace: handed back it would come, and fail, once more.
+            if isinstance(outcome, Release | RetryAfter) and id(outcome) not in gone:
                 await self._link.publish(delivery.token.reply, nak(outcome.delay))
                 continue
             finished.append(delivery.token.reply)

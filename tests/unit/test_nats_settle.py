@@ -1,0 +1,108 @@
+"""Settling on NATS where some of it is refused, late, or was moved on by somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nats_server import NatsServer
+from tidings.clock import Clock, ManualClock, SystemClock
+from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, Release, RetryAfter
+from tidings.engines.nats import Address, NatsEngine
+from tidings.engines.nats.link import Denied
+
+FAILURE = Failure("ValueError", "not today")
+NO_REFERENCES = {"users": [{"user": "u", "password": "p", "permissions": {"publish": {"deny": ["_t.tidings.ref.>"]}}}]}
+"""Forbids what has to be stored before a message that is too large to be copied may become a dead letter."""
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    server = NatsServer(tmp_path / "server")
+    await server.start()
+    yield server
+    server.kill()
+
+
+async def opened(server: NatsServer, clock: Clock | None = None, lease: float = 30.0, user: str = "") -> NatsEngine:
+    async def locate() -> Address:
+        return Address((server.url,), user, "p" if user else "")
+
+    engine = NatsEngine(locate, clock=clock or SystemClock())
+    await engine.open()
+    await engine.declare([Group("g", (Claim("events.>"),), lease)])
+    return engine
+
+
+async def publish(engine: NatsEngine, *names: str) -> None:
+    await engine.publish([Outgoing("events.a", b"{}", {"ce-id": name}, name) for name in names])
+
+
+async def take(engine: NatsEngine, count: int) -> list[Delivery]:
+    taken: list[Delivery] = []
+    async with asyncio.timeout(30):
+        while len(taken) < count:
+            taken += await engine.pull("g", count - len(taken), 5.0)
+    return taken
+
+
+async def test_what_ends_while_others_are_written_is_not_acknowledged(server: NatsServer) -> None:
+    """A delivery whose lease ends while another outcome is being stored is left to whoever gets it next."""
+    clock = ManualClock()
+    engine, other = await opened(server, clock, lease=2.0), await opened(server, lease=2.0)
+    try:
+        await publish(engine, "retried", "done late")
+        first, second = await take(engine, 2)
+        server.freeze()
+        settling = asyncio.create_task(engine.settle([RetryAfter(first, 0.0, FAILURE), Done(second)]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await clock.advance(30)
+        server.thaw()
+        await settling
+        names = set[str]()
+        while names != {"retried", "done late"}:
+            names |= {each.entry.headers["ce-id"] for each in await take(other, 1)}
+    finally:
+        await engine.close()
+        await other.close()
+
+
+async def test_a_release_of_what_was_moved_on_leaves_no_trace(server: NatsServer) -> None:
+    """Handing back what had begun here, after somebody buried and redrove it, does not bring the old copy back."""
+    engine = await opened(server)
+    try:
+        await publish(engine, "one")
+        [stale] = await take(engine, 1)
+        await engine.begin(stale)
+        twin = Delivery(stale.entry, "g", 1, 0, stale.deadline, msgspec.structs.replace(stale.token))
+        await (await engine._settler._write(Dead(twin, "handler_error", FAILURE)))  # and its acknowledgement is lost
+        assert await engine.redrive(await engine.dead_letters()) == 1
+        await engine.settle([Release(stale)])
+        [moved] = await take(engine, 1)
+        assert moved.crashes == 0
+        assert await engine.pull("g", 5, 0.5) == []
+    finally:
+        await engine.close()
+
+
+async def test_one_that_is_refused_holds_back_no_other(tmp_path: Path) -> None:
+    """Of many outcomes the server refuses one, whatever for: the others are stored, and the error says why."""
+    server = NatsServer(tmp_path / "guarded", authorization=NO_REFERENCES)
+    await server.start()
+    engine = await opened(server, user="u")
+    try:
+        link = engine._js.link
+        await link.request("events.a", b"x" * (link.max_payload - 100), {"odd": "ä" * 20})
+        await publish(engine, "small")
+        giant, small = await take(engine, 2)
+        with pytest.raises(Denied, match=r"_t\.tidings\.ref"):
+            await engine.settle([Dead(giant, "rejected", FAILURE), Dead(small, "rejected", FAILURE)])
+        assert [letter.entry.position for letter in await engine.dead_letters()] == [small.entry.position]
+    finally:
+        await engine.close()
+        server.kill()
