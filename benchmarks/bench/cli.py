@@ -11,6 +11,7 @@ from typing import Any
 
 from . import goals, report
 from .benchmark import Benchmark, Case, Measured
+from .contenders import ABOUT
 from .plot import chart
 from .runner import measure
 from .suites import ALL
@@ -23,7 +24,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that brokers and workers are ended too
     chosen = parse(sys.argv[1:])
     if chosen.profile:
-        profile(chosen.profile, 5_000 if chosen.quick else 20_000)
+        profile(chosen.profile, chosen.only or "Tidings", 5_000 if chosen.quick else 20_000)
         return
     if not chosen.names:
         again(chosen.json, chosen.plots, chosen.page)
@@ -90,9 +91,10 @@ def section(benchmark: Benchmark, measured: list[Measured], result: dict[str, An
     )
 
 
-def profile(file: Path, count: int) -> None:
-    """cProfile of the loop of one Tidings worker that handles nothing: shares, not rates (it makes calls dearer)."""
-    sample = handled("tidings", count, profile=str(file.absolute()))
+def profile(file: Path, title: str, count: int) -> None:
+    """cProfile of the loop of a worker that handles nothing: shares, not rates (it makes calls dearer)."""
+    contender = next(name for name, about in ABOUT.items() if about.title == title)
+    sample = handled(contender, count, profile=str(file.absolute()))
     print(f"{file}: {sample['worker_us']:.0f} µs per message under the profiler")
 
 
@@ -114,12 +116,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of the benchmark's own number")
     parser.add_argument("--only", metavar="TEXT", help="cases whose title has this text")
-    parser.add_argument("--profile", metavar="FILE", type=Path, help="instead: profile a worker that handles nothing")
+    parser.add_argument(
+        "--profile",
+        metavar="FILE",
+        type=Path,
+        help="instead: profile a worker that handles nothing; --only with a whole title says whose",
+    )
     chosen = parser.parse_args(arguments)
     if "all" in chosen.names:
         chosen.names = list(ALL)
     if unknown := [name for name in chosen.names if name not in ALL]:
         parser.error(f"there is no benchmark {unknown[0]!r}; there are: {', '.join(ALL)}, all")
+    if chosen.profile and chosen.only not in (None, *(about.title for about in ABOUT.values())):
+        parser.error(
+            f"nobody is called {chosen.only!r}; there are: {'; '.join(about.title for about in ABOUT.values())}"
+        )
     again = chosen.json and chosen.json.exists() and (chosen.plots or chosen.page)
     if not chosen.names and not chosen.profile and not again:
         parser.error("name at least one benchmark, or all; or --json with --plots or --page for an earlier run")

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from redis_server import RedisServer
-from tidings.engine import Claim, Dead, Done, Failure, Group, Headers, Outgoing, Release, Reply
+from tidings.engine import Claim, Dead, Done, Failure, Group, Headers, Outgoing, Release, Reply, Signal
 from tidings.engines.redis import Address, RedisEngine, probe
 from tidings.engines.redis.library import library
 from tidings.engines.redis.permissions import rule
@@ -320,6 +320,46 @@ async def test_nobody_there_is_said_in_time() -> None:
         await probe(Address("127.0.0.1", 1))
 
 
+@pytest.mark.parametrize(
+    ("address", "cause", "advice"),
+    [
+        (Address("127.0.0.1", 1), "nobody listens at redis://127.0.0.1:1", "is the server running there"),
+        (Address("no.such.host.invalid"), "'no.such.host.invalid' is not known", "correct it in the URL"),
+    ],
+)
+async def test_an_address_that_leads_nowhere_is_said(address: Address, cause: str, advice: str) -> None:
+    """Where no server can be reached the error names the address, the cause, and what to look at."""
+    with pytest.raises(EngineUnavailable) as caught:
+        await probe(address)
+    assert cause in str(caught.value)
+    assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("says", "tls", "cause", "advice"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "is no Redis", "correct host and port"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, "no TLS connection", "Without TLS the URL begins with redis://"),
+        (b"", False, "has closed the connection", "does it want TLS (rediss://)?"),
+        (b"-ERR max number of clients reached\r\n", False, "no room for another connection", "raise its `maxclients`"),
+    ],
+)
+async def test_what_answers_and_is_no_redis_is_said(says: bytes, tls: bool, cause: str, advice: str) -> None:
+    """Where something else answers, or the other protocol is spoken, the error says which it probably is."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(says)
+        writer.close()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with other:
+        with pytest.raises(EngineUnavailable) as caught:
+            await probe(Address("127.0.0.1", other.sockets[0].getsockname()[1], tls=tls))
+    assert cause in str(caught.value)
+    assert advice in str(caught.value)
+
+
 async def test_a_server_that_starts_at_the_same_time_is_waited_for(server: RedisServer, start: Start) -> None:
     """A process that comes up before its server opens as soon as the server answers, and is no worse for it."""
     server.kill()
@@ -355,8 +395,8 @@ async def test_an_answer_never_goes_to_another_question(server: RedisServer, sta
 
 
 async def test_garbage_makes_nobody_deaf(server: RedisServer, start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """What anybody says on the channels of our own, and is none of our words, is logged; the next question and its
-    answer are heard as ever."""
+    """What anybody says on the channels of our own, and is none of our words, is passed over with a word where it
+    stands for a question; the next question and its answer are heard as ever."""
     engine = await start()
     async with engine.serve("ask.me", "g", _echo):
         await engine.request("ask.me", b"1", {}, 5.0)
@@ -365,7 +405,53 @@ async def test_garbage_makes_nobody_deaf(server: RedisServer, start: Start, capl
         for channel in channels:
             await server.ask("PUBLISH", channel, "who is there?")
         assert (await engine.request("ask.me", b"2", {}, 2.0)).body == b"2"
-    assert caplog.text.count("could not be taken in") == 2
+    assert caplog.text.count("is no question of ours") == 1
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"subject": "ask.me", "asker": "prices", "id": "0" * 16},
+        {"subject": "ask.me", "asker": "0" * 16 + ":seat:1\n", "id": "0" * 16},
+        {"subject": "ask.me", "reply": "prices", "number": 1},
+        {"subject": "ask.me", "asker": "0" * 16, "id": "prices"},
+        {"subject": "ask.another", "asker": "0" * 16, "id": "0" * 16},
+    ],
+)
+async def test_a_forged_question_makes_nobody_speak(server: RedisServer, start: Start, forged: dict[str, Any]) -> None:
+    """A question that names anything but an asker, or what is served elsewhere, reaches no responder: what responders
+    say cannot be led to a channel of the application's own."""
+    engine, asked = await start(), list[bytes]()
+
+    async def answer(subject: str, body: bytes, headers: Headers) -> Reply:
+        asked.append(body)
+        return Reply(body, {})
+
+    async with engine.listen(["prices"]) as signals, engine.serve("ask.me", "g", answer):
+        [seat] = re.findall(r"{tidings}:to:\S+", (await server.ask("PUBSUB", "CHANNELS")).decode())
+        told = f"ask.me g\n{json.dumps(forged)}\n{{}}\nforged"
+        assert await server.ask("PUBLISH", seat, told) == b":1\r\n"
+        assert (await engine.request("ask.me", b"real", {}, 5.0)).body == b"real"
+        assert asked == [b"real"]
+        await engine.broadcast("prices", b"true", {})
+        heard = await anext(signals)
+        assert isinstance(heard, Signal)
+        assert heard.body == b"true"
+
+
+async def test_nobody_answers_in_the_name_of_another(server: RedisServer, start: Start) -> None:
+    """An answer under a guessed id, on the asker's own channel, is passed over: the true one arrives."""
+    engine, channel = await start(), list[str]()
+
+    async def answer(subject: str, body: bytes, headers: Headers) -> Reply:
+        channel.extend(re.findall(r"{tidings}:to:\S+:answers", (await server.ask("PUBSUB", "CHANNELS")).decode()))
+        for id in ("1", "2", "0" * 16, "\u00e9"):
+            assert await server.ask("PUBLISH", channel[0], f"{id}\n{{}}\nforged") == b":1\r\n"
+        return Reply(b"true", {})
+
+    async with engine.serve("ask.me", "g", answer):
+        assert (await engine.request("ask.me", b"", {}, 5.0)).body == b"true"
 
 
 async def _takes(engine: RedisEngine, body: str) -> bool:

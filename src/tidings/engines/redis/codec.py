@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ...engine import DeadLetter, Entry, Failure, Headers, Outgoing
+from ...engine import DeadLetter, Delivery, Entry, Failure, Headers, Outgoing
 from ...errors import InvalidMessage, TooLarge
 from ...subjects import check_subject
 
@@ -18,6 +18,27 @@ _FAR: Final = 9_000_000_000.0  # seconds since 1970: in 2255, the same as on oth
 _MAX_HEADERS: Final = 40 * 1024
 _NAME: Final = re.compile(r"(?!nats-)[A-Za-z0-9-]{1,64}\Z", re.IGNORECASE)
 _VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?\Z")
+
+
+class _Pulled(msgspec.Struct, array_like=True, gc=False):
+    """One delivery; its headers and body stand elsewhere, behind those of the one before."""
+
+    position: int
+    subject: str
+    time: float
+    headers: int
+    """Bytes."""
+    body: int
+    """Bytes."""
+    deliveries: int
+    attempts: int
+    crashes: int
+    replay: str
+    dropped: int
+
+
+_PULLED: Final = msgspec.msgpack.Decoder(list[_Pulled])
+_HEADERS: Final = msgspec.json.Decoder(dict[str, str])
 
 
 def check(message: Outgoing) -> int:
@@ -57,11 +78,25 @@ def packed(headers: Headers) -> bytes:
 
 
 def headers_of(kept: bytes) -> dict[str, str]:
-    return msgspec.json.decode(kept, type=dict[str, str]) if len(kept) > 2 else {}
+    return _HEADERS.decode(kept) if len(kept) > 2 else {}
 
 
 def entry_of(position: int, subject: bytes, time: bytes, headers: bytes, body: bytes) -> Entry:
     return Entry(position, subject.decode(), float(time), headers_of(headers), body)
+
+
+def deliveries_of(packed: bytes, texts: bytes, group: str, token: str, deadline: float) -> list[Delivery]:
+    """What `pull` answers. Many small values would each have to be read from the wire: so there are two large ones."""
+    found: list[Delivery] = []
+    at = 0
+    for told in _PULLED.decode(packed) if packed else ():
+        begin = at + told.headers
+        end = begin + told.body
+        entry = Entry(told.position, told.subject, told.time, headers_of(texts[at:begin]), texts[begin:end])
+        tried = told.deliveries, told.attempts
+        found.append(Delivery(entry, group, *tried, deadline, token, told.crashes, told.replay, bool(told.dropped)))
+        at = end
+    return found
 
 
 def failure_of(kept: bytes) -> Failure:

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from .wire import Wire
 
-RELEASE: Final = 1
+RELEASE: Final = 2
 """Rises with every change of what a function takes or answers; a server keeps the newest that it was given."""
 
 

@@ -80,9 +80,7 @@ class Line:
                     await asyncio.sleep(0)
                 return wire
         except TimeoutError:
-            raise EngineUnavailable(
-                f"nobody answers at {self._address.shown}: {self.trouble or 'no connection'}"
-            ) from None
+            raise EngineUnavailable(self._why()) from None
 
     async def close(self, *, abandon: bool = False) -> None:
         self._closed = True
@@ -113,6 +111,11 @@ class Line:
             raise
         self.trouble = None
         self._connected.set()
+
+    def _why(self) -> str:
+        if isinstance(self.trouble, EngineError):
+            return str(self.trouble)
+        return f"{self._address.shown}: the connection was lost ({self.trouble or 'no answer'}), and there is none yet"
 
     def _on_lost(self, wire: Wire, error: Exception) -> None:
         if wire is self._wire:

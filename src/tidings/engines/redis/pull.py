@@ -8,15 +8,16 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from ...clock import Clock
-from ...engine import Delivery
+from ...engine import Delivery, Release
 from ...errors import Closed, EngineError, EngineUnavailable
-from .codec import PAGE, entry_of
+from .codec import PAGE, deliveries_of
 from .hearing import Ear, Hearing
 from .link import Link
 from .namespace import Namespace
+from .outcomes import told
 
 log = logging.getLogger("tidings.engines.redis")
 
@@ -190,18 +191,22 @@ class Puller:
         try:
             await self._give_up_doubtful()
             self._doubtful.add(token)
-            lease, rest, lost, found = await self._link.call("pull", self._group, limit, token, PAGE, once=True)
+            answer = await self._link.call("pull", self._group, limit, token, PAGE, once=True)
             self._doubtful.discard(token)
         except (EngineError, asyncio.CancelledError) as error:
             self._trouble = error if isinstance(error, EngineError) else None
             if isinstance(error, asyncio.CancelledError):
                 raise
         else:
+            lease, rest, lost, found, texts = answer
             self._lease = float(lease)
             soon = min(float(rest) if rest else _LOOK_AGAIN, self._lease / 3, _LOOK_AGAIN)
             self._soonest = asyncio.get_running_loop().time() + soon + 0.001
             self._looked += 1
-            self._buffer.extend(self._delivery(raw, token, asked + self._lease) for raw in found)
+            deliveries = deliveries_of(found, texts, self._group, token, asked + self._lease)
+            self._buffer += deliveries
+            if deliveries:  # the oldest first
+                self._namespace.seen = max(self._namespace.seen, deliveries[-1].entry.position)
             for position in lost:
                 log.error(
                     "message %s of group %s is gone from the log: somebody removed it there", position, self._group
@@ -215,13 +220,6 @@ class Puller:
         for token in list(self._doubtful):
             await self._link.call("unpull", self._group, token)
             self._doubtful.discard(token)
-
-    def _delivery(self, raw: list[Any], token: str, deadline: float) -> Delivery:
-        position, subject, time, headers, body, deliveries, attempts, crashes, replay, dropped = raw
-        self._namespace.seen = max(self._namespace.seen, position)
-        entry = entry_of(position, subject, time, headers, body)
-        tried = deliveries, attempts
-        return Delivery(entry, self._group, *tried, deadline, token, crashes, replay.decode(), bool(dropped))
 
     def _take(self, limit: int) -> list[Delivery]:
         now = self._clock.monotonic()
@@ -251,7 +249,7 @@ class Puller:
 
     async def _hand_back(self, deliveries: list[Delivery]) -> None:
         if deliveries and self._link.connected:
-            await self._link.call("settle", *(part for d in deliveries for part in release(d, 0.0)), wait=2.0)
+            await self._link.call("settle", *told([Release(delivery) for delivery in deliveries]), wait=2.0)
 
 
 async def extend(link: Link, clock: Clock, deliveries: Sequence[Delivery]) -> None:
@@ -262,9 +260,3 @@ async def extend(link: Link, clock: Clock, deliveries: Sequence[Delivery]) -> No
     for delivery, lease in zip(deliveries, answers, strict=True):
         if lease:
             delivery.deadline = asked + float(lease)
-
-
-def release(delivery: Delivery, delay: float) -> tuple[Any, ...]:
-    """As `settle` takes it."""
-    place = delivery.group, delivery.entry.position, delivery.token, delivery.crashes
-    return ("release", *place, repr(delay), "", "", 0)

@@ -2,6 +2,10 @@
 
 Responders stand in a list at the server and take turns. It tells at once which of them still listen, so a question
 that nobody will answer is known as such.
+
+Whoever may publish on the server can say something that looks like a question. So it names no channel for its answer,
+only who asks: what a responder says goes to an asker's own channel and nowhere else. It asks for what the responder
+serves, and carries an id that nobody guesses, so that nobody is made to answer the question of somebody else.
 """
 
 from __future__ import annotations
@@ -9,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated, TypeAlias
 
 import msgspec
 
 from ...engine import Headers, Outgoing, Reply, Responder
 from ...errors import EngineError, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
+from ...subjects import matches
 from .codec import check, headers_of, packed
 from .hearing import Ear, Hearing
 from .link import Link
@@ -23,13 +30,15 @@ from .link import Link
 log = logging.getLogger("tidings.engines.redis")
 
 
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
+
+
 class _Question(msgspec.Struct):
     """What comes before the body of a question."""
 
     subject: str
-    reply: str
-    """Channel on which the asker hears the answer."""
-    number: int
+    asker: Name
+    id: Name
 
 
 class _Seat:
@@ -47,7 +56,7 @@ class Requests:
         self._link = link
         self._hearing = hearing
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[Reply]] = {}
+        self._asked: dict[str, asyncio.Future[Reply]] = {}
         self._replies: Ear | None = None
         self._starting = asyncio.Lock()
         self._seats: set[_Seat] = set()
@@ -63,17 +72,17 @@ class Requests:
 
     async def _request(self, subject: str, body: bytes, headers: Headers) -> Reply:
         await self._start()
-        number = next(self._numbers)
+        id = secrets.token_hex(8)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
+        self._asked[id] = answer
         try:
-            question = _Question(subject, self._channel("answers"), number)
+            question = _Question(subject, self._link.holder, id)
             told = b"%b\n%b\n%b" % (msgspec.json.encode(question), packed(headers), body)
             if not await self._link.call("ask", subject, told, once=True):
                 raise NoResponder(subject)
             return await answer
         finally:
-            self._asked.pop(number, None)
+            self._asked.pop(id, None)
 
     @asynccontextmanager
     async def serve(self, subject: str, group: str, responder: Responder) -> AsyncIterator[None]:
@@ -111,8 +120,15 @@ class Requests:
         _name, _, rest = said.partition(b"\n")
         line, _, rest = rest.partition(b"\n")
         headers, _, body = rest.partition(b"\n")
-        question = msgspec.json.decode(line, type=_Question)
-        task = asyncio.create_task(self._answer(seat, question, body, headers_of(headers)))
+        try:
+            question, known = msgspec.json.decode(line, type=_Question), headers_of(headers)
+        except msgspec.DecodeError as error:
+            log.warning("what was said on %s is no question of ours and gets no answer: %s", seat.member, error)
+            return
+        if not matches(seat.place[0], question.subject):
+            log.warning("a question for %.80r came to the responder of %s: no answer", question.subject, seat.place[0])
+            return
+        task = asyncio.create_task(self._answer(seat, question, body, known))
         seat.running.add(task)
         task.add_done_callback(seat.running.discard)
 
@@ -120,8 +136,8 @@ class Requests:
         try:
             reply = await seat.responder(question.subject, body, headers)
             check(Outgoing(question.subject, reply.body, dict(reply.headers), ""))
-            told = b"%d\n%b\n%b" % (question.number, packed(reply.headers), reply.body)
-            await self._link.command("PUBLISH", question.reply, told)
+            told = b"%b\n%b\n%b" % (question.id.encode(), packed(reply.headers), reply.body)
+            await self._link.command("PUBLISH", self._channel("answers", question.asker), told)
         except (EngineUnavailable, TooLarge) as error:
             log.warning("the answer to %s could not be sent: %s", question.subject, error)
         except Exception:
@@ -134,11 +150,11 @@ class Requests:
                     self._replies = await self._hearing.listen(self._channel("answers"), self._hear)
 
     def _hear(self, _channel: str, said: bytes) -> None:
-        number, _, rest = said.partition(b"\n")
+        id, _, rest = said.partition(b"\n")
         headers, _, body = rest.partition(b"\n")
-        answer = self._asked.get(int(number))
+        answer = self._asked.get(id.decode("ascii", "replace"))
         if answer is not None and not answer.done():
             answer.set_result(Reply(body, headers_of(headers)))
 
-    def _channel(self, name: str) -> str:
-        return f"{{{self._link.namespace}}}:to:{self._link.holder}:{name}"
+    def _channel(self, name: str, holder: str = "") -> str:
+        return f"{{{self._link.namespace}}}:to:{holder or self._link.holder}:{name}"

@@ -20,6 +20,7 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, 
 
 from ...errors import EngineUnavailable
 from .address import Address
+from .unreachable import why
 
 CONNECT_TIMEOUT: Final = 3.0
 PING_EVERY: Final = 4.0
@@ -71,7 +72,7 @@ class Wire:
             await self._disconnect()
             refused = isinstance(error, ResponseError | AuthenticationError | ssl.SSLError)
             kind = EngineUnavailable if refused else Loading if isinstance(error, BusyLoadingError) else Unreachable
-            raise kind(f"{self._address.shown}: {str(error) or 'no answer'}") from error
+            raise kind(why(error, self._address)) from error
         except BaseException:
             await self._disconnect()
             raise

@@ -157,11 +157,17 @@ end
 
 -- An item: deliveries, attempts, crashes, the token of the newest lease, replay, whether it has a copy, last failure;
 -- in ordered groups also until when its holder keeps it, what it is parked behind, whether a person has dropped it.
+-- Of what was handed out once and has no story yet, the token is kept alone.
 local DELIVERIES, ATTEMPTS, CRASHES, TOKEN, REPLAY, COPIED, FAILURE, KEPT, BEHIND, DROPPED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local TEN = 0x90 + 10 -- how a packed list of ten begins; no token begins so
+
+local function opened(packed)
+  return string.byte(packed) == TEN and cmsgpack.unpack(packed) or {1, 0, 0, packed, '', 0, '', 0, 0, 0}
+end
 
 local function item_of(group, position)
   local packed = redis.call('HGET', group.items, position)
-  return packed and cmsgpack.unpack(packed)
+  return packed and opened(packed)
 end
 
 local function keep_item(group, position, item)

@@ -1,61 +1,80 @@
 -- Handing out: leases, and what is said of them while they last.
 
--- The oldest positions that wait, `below` a place if the log is still gone through, and whether each comes from
+-- The oldest positions that wait, `below` a place if the log is still gone through, and which of them come from
 -- `fresh`; nothing is taken yet.
 local function oldest(group, limit, below)
   local ready = redis.call('ZRANGEBYSCORE', group.ready, '-inf', below and '(' .. below or '+inf', 'LIMIT', 0, limit)
   local fresh = redis.call('XRANGE', group.fresh, '-', below and '(' .. below .. '-0' or '+', 'COUNT', limit)
-  local found, r, f = {}, 1, 1
+  local found, first, r, f = {}, {}, 1, 1
   while #found < limit and (ready[r] or fresh[f]) do
-    local new = fresh[f] and position_of(fresh[f])
-    if new and not (ready[r] and tonumber(ready[r]) < new) then
-      found[#found + 1] = {text(new), true}
-      f = f + 1
+    local old, new = ready[r], fresh[f] and string.sub(fresh[f][1], 1, -3)
+    if new and not (old and tonumber(old) < tonumber(new)) then
+      found[#found + 1], first[new], f = new, true, f + 1
     else
-      found[#found + 1] = {ready[r], false}
-      r = r + 1
+      found[#found + 1], r = old, r + 1
     end
   end
-  return found
+  return found, first
 end
 
--- What was chosen leaves the queue and is leased: `changes` are pairs for `items`, then for `leased`.
-local function take_out(group, chosen, changes, until_when)
-  local fresh, ready, leases = {}, {}, {}
-  for _, found in ipairs(chosen) do
-    if found[2] then
-      fresh[#fresh + 1] = found[1] .. '-0'
-    else
-      ready[#ready + 1] = found[1]
+-- The items of those that have one; what is fresh has none.
+local function items_of(group, members, first)
+  local asked, items = {}, {}
+  for _, member in ipairs(members) do
+    if not first[member] then
+      asked[#asked + 1] = member
     end
   end
-  if #fresh > 0 then
-    redis.call('XDEL', group.fresh, unpack(fresh))
+  for place, packed in ipairs(#asked > 0 and redis.call('HMGET', group.items, unpack(asked)) or {}) do
+    items[asked[place]] = packed and opened(packed) or nil
   end
-  if #ready > 0 then
-    redis.call('ZREM', group.ready, unpack(ready))
-  end
-  for place = 1, #changes, 2 do
-    leases[place], leases[place + 1] = until_when, changes[place]
-  end
-  if #changes > 0 then
-    redis.call('HSET', group.items, unpack(changes))
-    redis.call('ZADD', group.leased, unpack(leases))
-  end
+  return items
 end
 
 -- Reads entries ahead, as the log has them, a few at a time because each may be large.
 local AHEAD = 32
 
-local function ahead(s, chosen, from)
-  local first, last = tonumber(chosen[from][1]), tonumber(chosen[math.min(from + AHEAD - 1, #chosen)][1])
+local function ahead(s, members, from)
+  local low, high = members[from], members[math.min(from + AHEAD - 1, #members)]
   local found = {}
-  if last - first < 2 * AHEAD then
-    for _, raw in ipairs(redis.call('XRANGE', key(s.ns, 'log'), text(first) .. '-0', text(last) .. '-0')) do
-      found[text(position_of(raw))] = raw[2]
+  if tonumber(high) - tonumber(low) < 2 * AHEAD then
+    for _, raw in ipairs(redis.call('XRANGE', key(s.ns, 'log'), low .. '-0', high .. '-0')) do
+      found[string.sub(raw[1], 1, -3)] = raw[2]
     end
   end
   return found
+end
+
+-- What leaves the queue and is leased by one call, to be written in a few commands.
+local function taking(group, token, until_when)
+  return {group = group, token = token, until_when = until_when, fresh = {}, ready = {}, items = {}, leases = {}}
+end
+
+local function take(t, member, first)
+  local from = first and t.fresh or t.ready
+  from[#from + 1] = first and member .. '-0' or member
+end
+
+local function lease(t, member, item)
+  if item then
+    item[DELIVERIES], item[TOKEN] = item[DELIVERIES] + 1, t.token
+  end
+  local at = #t.items
+  t.items[at + 1], t.items[at + 2] = member, item and cmsgpack.pack(item) or t.token
+  t.leases[at + 1], t.leases[at + 2] = t.until_when, member
+end
+
+local function write_down(t)
+  if #t.fresh > 0 then
+    redis.call('XDEL', t.group.fresh, unpack(t.fresh))
+  end
+  if #t.ready > 0 then
+    redis.call('ZREM', t.group.ready, unpack(t.ready))
+  end
+  if #t.items > 0 then
+    redis.call('HSET', t.group.items, unpack(t.items))
+    redis.call('ZADD', t.group.leased, unpack(t.leases))
+  end
 end
 
 -- Its entry as the group is to see it: subject, time, headers, body, first body. `raw` is what was read ahead.
@@ -93,52 +112,56 @@ local function rest(s, group)
   return soonest < math.huge and precise(math.max(soonest - s.now, 0)) or ''
 end
 
--- group, limit, token, bytes: its lease, seconds until more may come, positions that are lost, deliveries
+-- A delivery as it is told: position, subject, time, bytes of the headers and of the body, deliveries, attempts, crashes,
+-- replay, whether it was dropped.
+local function told(member, entry, item)
+  local i = item or {1, 0, 0, '', '', 0, '', 0, 0, 0}
+  return {
+    tonumber(member), entry[1], tonumber(entry[2]), #entry[3], #entry[4],
+    i[DELIVERIES], i[ATTEMPTS], i[CRASHES], i[REPLAY], i[DROPPED],
+  }
+end
+
+-- group, limit, token, bytes: its lease, seconds until more may come, positions that are lost, deliveries (packed, so
+-- that a client reads them as one value), and the headers and bodies of all of them, one behind the other
 offer('pull', {'allow-oom'}, function(s, args)
   fall_due(s)
   local group, token, room = group_of(s, args[3]), args[5], tonumber(args[6])
   local limit = math.min(tonumber(args[4]), STEP)
   if group.paused or redis.call('EXISTS', key(s.ns, 'void:' .. token)) == 1 then
-    return {precise(group.lease), '', {}, {}}
+    return {precise(group.lease), '', {}, '', ''}
   end
   come_back(s, group)
   if group.ordered and elsewhere(group, string.match(token, '^[^:]*')) then
-    return {precise(group.lease), rest(s, group), {}, {}}
+    return {precise(group.lease), rest(s, group), {}, '', ''}
   end
   local below = fill_step(s, group) and redis.call('HGET', group.fill, 'next')
-  local found, given, lost, chosen, changes, size = oldest(group, limit, below), {}, {}, {}, {}, 0
-  local members, raw = {}, {}
-  for place, each in ipairs(found) do
-    members[place] = each[1]
-  end
-  local items = #found > 0 and redis.call('HMGET', group.items, unpack(members))
+  local members, first = oldest(group, limit, below)
+  local items, t = items_of(group, members, first), taking(group, token, precise(s.now + group.lease))
+  local given, bytes, lost, size, raw = {}, {}, {}, 0, {}
   for place, member in ipairs(members) do
     if size > room then
       break
     end
     if place % AHEAD == 1 then
-      raw = ahead(s, found, place)
+      raw = ahead(s, members, place)
     end
-    local item = items[place] and cmsgpack.unpack(items[place]) or new_item('')
+    local item = items[member]
     local entry = entry_of(s, group, member, item, raw[member])
-    chosen[#chosen + 1] = found[place]
+    take(t, member, first[member])
     if entry then
-      item[DELIVERIES], item[TOKEN] = item[DELIVERIES] + 1, token
-      local at = #changes
-      changes[at + 1], changes[at + 2] = member, cmsgpack.pack(item)
+      lease(t, member, item)
+      given[#given + 1] = told(member, entry, item)
+      bytes[#bytes + 1], bytes[#bytes + 2] = entry[3], entry[4]
       size = size + #entry[3] + #entry[4]
-      given[#given + 1] = {
-        tonumber(member), entry[1], entry[2], entry[3], entry[4],
-        item[DELIVERIES], item[ATTEMPTS], item[CRASHES], item[REPLAY], item[DROPPED],
-      }
     else
       redis.call('HDEL', group.items, member)
       lost[#lost + 1] = tonumber(member)
     end
   end
-  take_out(group, chosen, changes, precise(s.now + group.lease))
+  write_down(t)
   s.bells[group.bell] = nil
-  return {precise(group.lease), below and '0' or rest(s, group), lost, given}
+  return {precise(group.lease), below and '0' or rest(s, group), lost, cmsgpack.pack(given), table.concat(bytes)}
 end)
 
 -- The item if the token is that of its newest lease.

@@ -69,22 +69,36 @@ local function die(s, group, member, item, reason, failure, attempts)
   end
 end
 
--- for each: kind, group, position, token, crashes before, delay (or what it is parked behind), failure, reason, attempts
+-- Those of the positions whose newest lease has the token are handled.
+local function done(s, name, token, members)
+  local group = groups_of(s).groups[name]
+  local gone, copied = {}, false
+  for place, packed in ipairs(group and redis.call('HMGET', group.items, unpack(members)) or {}) do
+    local item = packed and packed ~= token and opened(packed)
+    if packed == token or (item and item[TOKEN] == token) then
+      gone[#gone + 1] = members[place]
+      copied = copied or (item and item[COPIED] == 1)
+    end
+  end
+  if #gone > 0 then
+    give_up(s, group, gone, copied)
+  end
+end
+
+-- what is handled, packed: group, token, positions, for each pull it came by; then, for each of the others: kind, group,
+-- position, token, crashes before, delay (or what it is parked behind), failure, reason, attempts
 offer('settle', {'allow-oom'}, function(s, args)
-  local ended = {} -- group -> members, and whether one of them has a copy
-  for place = 3, #args, 9 do
+  for _, handled in ipairs(cmsgpack.unpack(args[3])) do
+    done(s, unpack(handled))
+  end
+  for place = 4, #args, 9 do
     local kind, name, member, token, crashes, delay, failure, reason, attempts = unpack(args, place, place + 8)
-    local ends = ended[name] or {members = {}, known = {}, copied = false}
     local group, item = held(s, name, member, token)
-    if group and not ends.known[member] then
+    if group then
       item[CRASHES], item[KEPT] = tonumber(crashes), 0
-      if kind == 'done' or kind == 'dead' then
-        if kind == 'dead' then
-          die(s, group, member, item, reason, failure, attempts)
-        end
-        ends.group, ends.known[member], ends.copied = group, true, ends.copied or item[COPIED] == 1
-        ends.members[#ends.members + 1] = member
-        ended[name] = ends
+      if kind == 'dead' then
+        die(s, group, member, item, reason, failure, attempts)
+        give_up(s, group, {member}, item[COPIED] == 1)
       elseif kind == 'park' then
         park(s, group, member, item, tonumber(delay))
       else
@@ -94,9 +108,6 @@ offer('settle', {'allow-oom'}, function(s, args)
         postpone(s, group, member, item, tonumber(delay))
       end
     end
-  end
-  for _, ends in pairs(ended) do
-    give_up(s, ends.group, ends.members, ends.copied)
   end
   return 0
 end)
