@@ -26,6 +26,7 @@ from .registry import Handler, Plan
 from .retention import Janitor
 from .schedule import Ticker, subject_of
 from .unit import Units
+from .watching.chains import Chains
 from .watching.failures import Teller
 from .watching.hub import Hub, log_id
 from .work.handling import Handling
@@ -48,6 +49,7 @@ class Running:
         self.publisher = Publisher(engine, bus.registry, source=bus.name, roots=bus.roots, clock=bus.clock)
         self.publisher.waiting = bus.receipts
         self.teller = Teller(engine, namespace)
+        self.chains = Chains(engine, namespace)
         self.relays = [Relay(unit, self.publisher, bus.clock, lease=bus.settings.lease) for unit in self.units]
         self.worker: Worker | None = None
         self.ticker: Ticker | None = None

@@ -240,7 +240,7 @@ class Push:
         root = await find(running.engine, id, running.namespace, int(position))
         if root is None or not await self._leads_here(running, root) or await self._hidden(hub, root, request):
             return said(404, "no such message, or it is not yours")
-        progress = await look(running.engine, running.namespace, root, self._filters)
+        progress = await look(running.chains, root, self._filters)
         failure = progress.failures[0] if progress.failures else None
         answer = {"id": id, "correlation": id, "position": int(position), "state": progress.state}
         if failure is not None:

@@ -14,8 +14,9 @@ import msgspec
 
 from .. import claims
 from ..engine import DeadLetter, Engine, Entry, GroupState
-from ..message import CAUSATION, CORRELATION, born, decode_header, identity
+from ..message import CAUSATION, born, decode_header, identity
 from ..subjects import matches, overlap
+from .chains import Chains, between
 from .failures import Failed, of_letter
 
 _LATE: Final = 3600.0
@@ -84,49 +85,30 @@ async def _backwards(engine: Engine) -> AsyncIterator[list[Entry]]:
         high, size = low, min(4 * size, _PAGE) if piece else 4 * size
 
 
-async def between(engine: Engine, filters: Sequence[str], after: int, upto: int) -> AsyncIterator[Entry]:
-    """The stored entries on the filters with `after < position <= upto`."""
-    while page := await engine.read(filters, after, min(_PAGE, max(1, upto - after))):
-        for entry in page:
-            if entry.position > upto:
-                return
-            yield entry
-        after = page[-1].position
-
-
-async def look(engine: Engine, namespace: str, root: Entry, targets: Sequence[str]) -> Progress:
+async def look(chains: Chains, root: Entry, targets: Sequence[str]) -> Progress:
     """What has become of a message, with a view to events on the target filters."""
-    ledger, _ = await claims.load(engine)
+    ledger, _ = await claims.load(chains.engine)
     groups = leading(ledger, targets)
-    chain = [root, *await _follow_ups(engine, namespace, root, groups, targets)]
-    judge = _Judge(engine, namespace, groups, chain)
+    chain = await chains.of(root, _on_the_way(groups, targets)).read()
+    judge = _Judge(chains.engine, chains.namespace, groups, chain)
     hope = await judge.hope(root)
     if hope:
         return Progress(hope)
-    failures = tuple(of_letter(letter, namespace) for letter in judge.letters)
+    failures = tuple(of_letter(letter, chains.namespace) for letter in judge.letters)
     return Progress("dead" if failures else "working", failures, tuple(judge.letters))
 
 
-async def _follow_ups(
-    engine: Engine, namespace: str, root: Entry, groups: dict[str, claims.Claimant], targets: Sequence[str]
-) -> list[Entry]:
-    """The stored messages of the chain that another group may still make one of the target events of."""
-    between_subjects = {
-        emitted
-        for claimant in groups.values()
-        for emitted in claimant.emits
-        if not any(matches(target, emitted) for target in targets)
-        and any(matches(claim.filter, emitted) for other in groups.values() for claim in other.claims)
-    }
-    if not between_subjects:
-        return []
-    chain = root.headers.get(CORRELATION, root.headers.get("ce-id", identity(root, namespace)))
-    last = (await engine.stats()).last
-    return [
-        entry
-        async for entry in between(engine, sorted(between_subjects), root.position, last)
-        if entry.headers.get(CORRELATION) == chain
-    ]
+def _on_the_way(groups: dict[str, claims.Claimant], targets: Sequence[str]) -> list[str]:
+    """The subjects of those messages that another group may still make one of the target events of."""
+    return sorted(
+        {
+            emitted
+            for claimant in groups.values()
+            for emitted in claimant.emits
+            if not any(matches(target, emitted) for target in targets)
+            and any(matches(claim.filter, emitted) for other in groups.values() for claim in other.claims)
+        }
+    )
 
 
 Hope = Literal["", "working", "retrying", "done"]

@@ -15,6 +15,7 @@ from ..publisher import Receipt
 from ..registry import filters_of
 from ..subjects import check_subject
 from . import progress
+from .chains import Chain
 
 if TYPE_CHECKING:
     from ..bus import Bus
@@ -61,7 +62,7 @@ class Receipts:
         root = await progress.find(running.engine, receipt.id, running.namespace, receipt.position)
         if root is None:
             raise LookupError(f"no message {receipt.id} in the log: not published, not due yet, or too old")
-        return await progress.look(running.engine, running.namespace, root, filters)
+        return await progress.look(running.chains, root, filters)
 
     def _subject(self, event: type) -> str:
         spec = require_spec(event)
@@ -79,6 +80,8 @@ class _Following:
         self._receipt = receipt
         self._subject = subject
         self._root: Entry | None = None
+        self._kin: Chain | None = None
+        """All that shares the correlation of a root that has causes itself."""
         self._failed = asyncio.Event()
         self.trouble = ""
         """What keeps it from looking, for people."""
@@ -138,14 +141,16 @@ class _Following:
         correlation with others: then the causes are followed back to it."""
         if decode_header(entry.headers.get(CORRELATION, "")) != self._chain:
             return False
-        if self._chain == self._receipt.id:
+        if self._root is None or self._chain == self._receipt.id:
             return True
-        causes: dict[str, str] = {}
-        first = self._root.position if self._root else 0
-        async for each in progress.between(self._engine, [">"], first, entry.position):
-            id = identity(each, self._running.namespace)
-            causes[id] = decode_header(each.headers.get(CAUSATION, ""))
-        cause = causes.get(identity(entry, self._running.namespace))
+        namespace = self._running.namespace
+        if self._kin is None:
+            self._kin = Chain(self._engine, namespace, self._root, [">"])
+        causes = {
+            identity(each, namespace): decode_header(each.headers.get(CAUSATION, ""))
+            for each in (*await self._kin.read(), entry)
+        }
+        cause = causes.pop(identity(entry, namespace))
         while cause and cause != self._receipt.id:
             cause = causes.pop(cause, "")
         return cause == self._receipt.id
@@ -171,7 +176,7 @@ class _Following:
             self._root = await progress.find(self._engine, receipt.id, self._running.namespace, receipt.position)
         if self._root is None:
             return None
-        found = await progress.look(self._engine, self._running.namespace, self._root, [self._subject])
+        found = await progress.look(self._running.chains, self._root, [self._subject])
         if found.state != "dead":
             return None
         why = "; ".join(f"{failed.group}: {failed.reason} ({failed.error})" for failed in found.failures)
