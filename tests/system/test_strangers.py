@@ -210,3 +210,34 @@ async def test_a_delayed_message_is_not_taken_for_one_that_was_sent(shop: Shop) 
     late = Outgoing("events.orders.made", b"late", {}, "late", not_before=SystemClock().time() - 60)
     [stored] = await shop.engine.publish([late])
     assert not stored.duplicate
+
+
+async def test_a_delayed_message_comes_although_a_stranger_ended_it(shop: Shop) -> None:
+    """A stranger's message on the place of a delayed one takes it out of force: the housekeeping brings it back, once,
+    and what had been cancelled stays cancelled."""
+    control = (await shop.worker.stream(LAYOUT.control))["config"]
+    await shop.worker.call(f"STREAM.UPDATE.{LAYOUT.control}", {**control, "duplicate_window": 100_000_000})
+    await shop.engine.declare([PACK])
+    at = SystemClock().time() + 1.0
+    for id in ("ended", "cancelled"):
+        await shop.engine.publish([Outgoing("events.orders.made", b"{}", {"ce-id": id}, id, not_before=at)])
+    assert await shop.engine.cancel("events.orders.made", "cancelled")
+    await shop.say(*(LAYOUT.schedule("events.orders.made", id) for id in ("ended", "cancelled")))
+    assert await shop.engine.pull("pack", 1, 2.0) == []
+    async with asyncio.timeout(20):
+        while not (came := await shop.engine.pull("pack", 1, 0.5)):
+            await tidy(shop.worker, LAYOUT, SystemClock())
+    [delivery] = came
+    assert delivery.entry.headers["ce-id"] == "ended"
+    await tidy(shop.worker, LAYOUT, SystemClock())
+    assert await shop.engine.pull("pack", 1, 0.5) == []
+    assert await shop.engine.delayed(10) == []
+
+
+async def test_what_strangers_put_among_dead_letters_is_not_counted_for_long(shop: Shop) -> None:
+    """A stranger's message that looks like a dead letter from afar is gone once somebody has looked at it."""
+    await shop.engine.declare([PACK])
+    await shop.say(LAYOUT.dead("pack", 77))
+    async with asyncio.timeout(20):
+        while (await shop.engine.stats()).groups["pack"].dead:
+            assert await shop.engine.dead_letters() == []

@@ -157,7 +157,7 @@ class JetStream:
         """
         for _ in range(_ROUNDS):
             try:
-                return await self._store(subject, body, headers)
+                return await self.store_once(subject, body, headers)
             except ApiError as error:
                 conditioned = headers.get(f"{_EXPECT}-Subject", subject)
                 if error.code != WRONG_SEQUENCE or not await self.clear(conditioned):
@@ -173,7 +173,8 @@ class JetStream:
                 found = True
         return found
 
-    async def _store(self, subject: str, body: bytes, headers: dict[str, str]) -> Ack:
+    async def store_once(self, subject: str, body: bytes, headers: dict[str, str]) -> Ack:
+        """`store` that takes nothing out of the way of its condition."""
         loop = asyncio.get_running_loop()
         until, pause, why, sent = loop.time() + self.timeout, 0.02, "no answer in time", False
         while (left := until - loop.time()) > 0:
@@ -323,7 +324,13 @@ class JetStream:
         ours = None
         async for frames in self.pages(stream, subject, 1):
             ours = next((frame for frame in reversed(frames) if not is_foreign(frame)), ours)
+        if ours is None:  # nor shall anybody count them
+            self.link.spawn(self._sweep(subject))
         return ours
+
+    async def _sweep(self, subject: str) -> None:
+        """`clear`, by those who may."""
+        await self.clear(subject)
 
     async def _get(self, stream: str, which: dict[str, Any]) -> Frame | None:
         return self._got(await self._ask(f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode(which), self.timeout))

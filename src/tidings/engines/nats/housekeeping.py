@@ -10,6 +10,7 @@ from typing import Final
 from ...clock import Clock
 from ...errors import EngineError
 from .api import JetStream
+from .later import Later
 from .layout import Layout
 from .strangers import places
 from .wire import rfc3339
@@ -33,9 +34,12 @@ async def keep_tidy(js: JetStream, layout: Layout, clock: Clock) -> None:
 
 async def tidy(js: JetStream, layout: Layout, clock: Clock, kept: float = KEPT) -> int:
     """Purge delayed messages that Events has taken over, inbox messages their group is done with, attempts on messages
-    that are done, and marks on entries that nothing refers to any more."""
+    that are done, and marks on entries that nothing refers to any more. Put delayed messages that strangers ended in
+    force again. Returns how many messages were removed."""
     since = rfc3339(clock.time() - kept)
     removed = 0
+    if restored := await Later(js, layout).restore():
+        log.warning("%d delayed messages go on: strangers had named their places as reply subjects", restored)
     # `last` is read first: what a consumer without anything open has passed includes all up to there.
     last = int((await js.stream(layout.control))["state"]["last_seq"])
     for source in (await js.stream(layout.events)).get("sources") or []:

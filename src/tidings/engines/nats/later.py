@@ -10,6 +10,7 @@ from ...errors import Unconfirmed
 from .api import WRONG_SEQUENCE, ApiError, JetStream, expect
 from .connection import Frame
 from .layout import Layout
+from .strangers import OF_A_GET, is_foreign
 from .wire import clean, seconds
 
 _REMEMBERED: Final = "600s"
@@ -47,6 +48,32 @@ class Later:
         except Unconfirmed as error:
             raise Unconfirmed(f"{id} on {subject} was cancelled or not: cancel it again ({error})") from error
         return True
+
+    async def restore(self) -> int:
+        """Put in force again what strangers ended: of the messages on a subject the server takes only the last one for
+        a schedule, and lets nobody but us write here, but for its own answers (`strangers`). Returns how many.
+
+        An id that the server still knows is left for the next time, some minutes later.
+        """
+        crowded = await self._js.subjects(self._layout.control, self._layout.every_schedule)
+        return sum([await self._restored(place) for place, count in crowded.items() if count > 1])
+
+    async def _restored(self, place: str) -> bool:
+        frames = [frame async for page in self._js.pages(self._layout.control, place, 1) for frame in page]
+        ours = [frame for frame in frames if not is_foreign(frame)]
+        if not frames or not is_foreign(frames[-1]):
+            return False
+        if not ours or not ours[-1].header("Nats-Schedule"):
+            await self._js.clear(place)  # it was cancelled
+            return False
+        headers = {name: value for name, value in (ours[-1].headers or {}).items() if name not in OF_A_GET}
+        headers |= {"Nats-Rollup": "sub"} | expect(int(frames[-1].header("Nats-Sequence")))
+        try:
+            return not (await self._js.store_once(place, ours[-1].body, headers)).duplicate
+        except ApiError as error:
+            if error.code != WRONG_SEQUENCE:
+                raise
+            return False  # it was cancelled just now
 
     def _message(self, frame: Frame) -> Outgoing:
         subject = frame.header("Nats-Schedule-Target").removeprefix(self._layout.due(""))

@@ -13,7 +13,7 @@ from typing import Final
 from .connection import Frame
 
 _NOT_ASKERS: Final = ("$", "_t.", "_tw.", "_s.")
-_OF_A_GET: Final = frozenset(
+OF_A_GET: Final = frozenset(
     f"Nats-{name}"
     for name in ("Stream", "Subject", "Sequence", "Time-Stamp", "Num-Pending", "Last-Sequence", "UpTo-Sequence")
 )
@@ -26,7 +26,7 @@ def answerable(reply: str) -> bool:
 
 def is_foreign(frame: Frame) -> bool:
     """Whether a message that was read from Control was not written by us."""
-    return _OF_A_GET.issuperset(frame.headers or ())
+    return OF_A_GET.issuperset(frame.headers or ())
 
 
 def control_of(subject: str) -> str:
