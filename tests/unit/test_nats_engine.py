@@ -103,6 +103,24 @@ async def test_what_is_there_is_asked_for_once(start: Start, count: int) -> None
             assert await engine.pull("g", 100, 0.0) == []
 
 
+async def test_a_pull_that_is_refused_is_repeated_with_pauses(start: Start, js: JetStream) -> None:
+    """A server that refuses pulls, here because somebody has limited their size, is asked ever less often, and what is
+    there comes once it refuses no more."""
+    engine = await start()
+    await engine.declare([group()])
+    await engine.publish([event(1)])
+    config = (await js.call("CONSUMER.INFO.tidings-events.g"))["config"]
+    change = {"stream_name": "tidings-events", "action": "update"}
+    await js.call("CONSUMER.CREATE.tidings-events.g", {**change, "config": {**config, "max_batch": 1}})
+    asked: list[str] = []
+    await js.link.subscribe("$JS.API.CONSUMER.MSG.NEXT.tidings-events.g", lambda frame: asked.append(frame.subject))
+    await js.link.flush()
+    assert await engine.pull("g", 5, 1.0) == []
+    assert 1 < len(asked) < 10
+    await js.call("CONSUMER.CREATE.tidings-events.g", {**change, "config": config})
+    assert len(await take(engine, 1)) == 1
+
+
 async def test_roots_are_merged(start: Start) -> None:
     """Many processes that add roots at the same time lose none of them, and old ones stay."""
     engines = await asyncio.gather(*(start(roots=(f"r{n}.>",)) for n in range(6)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Final
 
 import msgspec
@@ -11,9 +12,15 @@ from .connection import Frame
 from .layout import NS
 from .link import Link
 
+log = logging.getLogger("tidings.engines.nats")
+
 _HEARTBEAT: Final = 2.0
 _LONGEST: Final = 60.0
 _SLACK: Final = 1.0
+_FIRST_REST: Final = 0.05
+_LONGEST_REST: Final = 5.0
+_PASSING: Final = 3
+"""Refusals in a row, as while a leader is elected, that nobody has to hear of."""
 
 
 class Fetch:
@@ -35,6 +42,8 @@ class Fetch:
         self._silent_after = 0.0
         self._alive = False
         self._generation = -1
+        self._refusals = 0
+        self._rests_until = 0.0
 
     @property
     def open(self) -> bool:
@@ -43,8 +52,14 @@ class Fetch:
             return False
         if self._alive:
             self._alive = False
+            self._refusals = 0
             self._heard(_LONGEST)
         return asyncio.get_running_loop().time() < self._silent_after
+
+    @property
+    def rest(self) -> float:
+        """Seconds for which nothing is to be asked, because the server has just refused."""
+        return max(0.0, self._rests_until - asyncio.get_running_loop().time()) if self._refusals else 0.0
 
     async def ask(self, batch: int, wait: float) -> None:
         """Ask for `batch` messages within `wait` seconds (0: only what is there already)."""
@@ -85,6 +100,17 @@ class Fetch:
         self.remaining = 0
         text = frame.header("Description")
         self.missing = frame.status == "503" or (frame.status == "409" and "Consumer Deleted" in text)
+        if self.missing or frame.status in ("404", "408"):
+            self._refusals = 0
+        else:
+            self._refused(f"{frame.status} {text}")
+
+    def _refused(self, text: str) -> None:
+        self._refusals += 1
+        rest = min(_FIRST_REST * 2 ** min(self._refusals - 1, 10), _LONGEST_REST)
+        self._rests_until = asyncio.get_running_loop().time() + rest
+        if self._refusals > _PASSING:
+            log.warning("%s: the server refuses (%s); asking again in %.1f s", self._subject, text, rest)
 
     def forget(self) -> None:
         """The request is given up."""

@@ -131,7 +131,8 @@ class Puller:
         """How long to wait for something to change here before looking again."""
         if left <= 0:
             return min(2.0, self._js.timeout)
-        return min(left, _LOOK_AGAIN) if self._buffer else left
+        rest = min((fetch.rest for fetch in self._fetches.values() if fetch.rest), default=left)
+        return min(left, _LOOK_AGAIN if self._buffer else rest)
 
     async def stop(self) -> None:
         """See `Engine.stop_pulling`."""
@@ -238,7 +239,7 @@ class Puller:
         """Ask both consumers for as many as are wanted beyond what is here, unless a request is open."""
         for stream, fetch in self._fetches.items():
             wanted = self._wanted(limit, stream == self._layout.control)
-            if wanted > 0 and not fetch.open:
+            if wanted > 0 and not fetch.open and not fetch.rest:
                 await fetch.ask(wanted, wait)
 
     def _wanted(self, limit: int, inbox: bool) -> int:
