@@ -45,6 +45,13 @@ class Delivery(msgspec.Struct, eq=False):
     dropped: bool = False
     """A dead letter of an ordered group that somebody has discarded: nothing is to run, and settling it lets go what
     waits behind it."""
+    returned: int = 0
+    """How many of the earlier deliveries were handed back in good order: an engine may leave out the first two."""
+
+    @property
+    def unexplained(self) -> int:
+        """How many of the earlier deliveries neither failed nor were handed back: their readers may have died."""
+        return self.deliveries - 1 - self.attempts - self.returned
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -211,6 +211,25 @@ async def test_nothing_runs_without_its_note(bench: Bench, monkeypatch: pytest.M
     assert runs == [1]
 
 
+async def test_orderly_stops_blame_nobody(bench: Bench, begun: list[int]) -> None:
+    """What ten workers in a row handed back when they were stopped in the middle of it runs together, with no note."""
+    bench.publish(*range(5))
+    running: list[int] = []
+
+    async def hang(new: New) -> None:
+        running.append(new.n)
+        await asyncio.Event().wait()
+
+    for _ in range(10):
+        worker, _ = await bench.worker(hang, grace=1.0)
+        await until(lambda: len(running) == 5)
+        await stop(bench, worker)
+        running.clear()
+    await bench.worker(hang)
+    await until(lambda: len(running) == 5)
+    assert begun == []
+
+
 async def test_what_cannot_be_read_needs_not_run_alone(bench: Bench, begun: list[int]) -> None:
     """A suspect that no handler will see is a dead letter at once, without a note."""
     bench.store.declare(GROUP)

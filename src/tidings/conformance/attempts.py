@@ -101,6 +101,34 @@ async def nobody_begins_what_is_not_his(world: World) -> None:
 
 
 @case("seam")
+async def handing_back_is_no_suspicion(world: World) -> None:
+    """However often a message is released, or comes back from a reader that stops, nobody suspects it of killing its
+    readers; those that die with it count, beside all that."""
+    engine = await world.engine()
+    await engine.declare([group(world)])
+    await publish(engine, "a", "b", "c")
+    for _ in range(5):
+        reader = await world.engine()
+        held = await take_one(reader, "g")
+        assert held.unexplained < UNEXPLAINED
+        await reader.settle([Release(held)])
+        await take_one(reader, "g")  # and what came ahead goes back with it
+        await reader.close()
+    taken = await take(engine, "g", 3)
+    assert [delivery.unexplained < UNEXPLAINED for delivery in taken] == [True] * 3
+    assert {delivery.attempts for delivery in taken} == {0}
+    before = {delivery.entry.position: delivery.unexplained for delivery in taken}
+    await engine.settle([Release(delivery) for delivery in taken])
+    doomed = await world.engine()
+    lost = await take(doomed, "g", 3)
+    await world.crash(doomed)
+    await _passes(world)
+    again = await take(engine, "g", 3)
+    assert all(delivery.unexplained > before[delivery.entry.position] for delivery in again), lost
+    await finish(engine, again)
+
+
+@case("seam")
 async def redriven_has_never_crashed(world: World) -> None:
     """A `crash_loop` dead letter counts its crashes as attempts; put back, the message begins with none."""
     engine = await world.engine()

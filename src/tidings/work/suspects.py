@@ -1,9 +1,10 @@
 """Messages that may have killed their process: how they are told, and how they run.
 
 Deliveries are no attempts: a process that dies takes everything it had prefetched with it, and almost all of that is
-innocent. So a message that was handed out more often than it has failed is only a *suspect*. A suspect runs alone in
-its process, after the engine has noted that it begins; a note that nobody takes back, because the process died, counts
-as one crash of this message and of no other. Messages that are no suspects cost no note.
+innocent; and what is handed back in good order is no sign of anything. So a message that was handed out more often than
+that and its failures explain is only a *suspect*. A suspect runs alone in its process, after the engine has noted that
+it begins; a note that nobody takes back, because the process died, counts as one crash of this message and of no other.
+Messages that are no suspects cost no note.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from ..engine import Dead, Delivery, Failure
 from ..version import __version__
 
 UNEXPLAINED: Final = 3
-"""Earlier deliveries without a failed attempt that make a message a suspect."""
+"""Earlier deliveries of which nobody knows how they ended that make a message a suspect."""
 CRASHES: Final = 5
 """Crashes while it ran alone after which a message is a dead letter."""
 
 
 def is_suspect(delivery: Delivery) -> bool:
     """Whether the message has to run alone."""
-    return delivery.crashes > 0 or delivery.deliveries - 1 - delivery.attempts >= UNEXPLAINED
+    return delivery.crashes > 0 or delivery.unexplained >= UNEXPLAINED
 
 
 def crash_loop(delivery: Delivery, handler: str) -> Dead | None:

@@ -38,7 +38,7 @@ class Item:
 
     __slots__ = (
         *("attempts", "behind", "crashes", "deliveries", "dropped", "due", "entry", "failure", "kept", "lease"),
-        *("original", "replay", "state", "timer"),
+        *("original", "replay", "returned", "state", "timer"),
     )
 
     def __init__(self, entry: Entry, original: bytes | None, replay: str, dropped: bool) -> None:
@@ -50,6 +50,7 @@ class Item:
         self.state: State = "waiting"
         self.deliveries = 0
         self.attempts = 0
+        self.returned = 0
         self.crashes = 0
         """Beginnings without an end; the one that is under way counts."""
         self.failure: Failure | None = None
@@ -128,6 +129,7 @@ class GroupQueue:
         """Back to the group after `delay` seconds; with a failure it was an attempt."""
         self._stop(item)
         self._count(item, failure)
+        item.returned += failure is None
         if delay <= 0:
             self._return(item)
             return
@@ -183,8 +185,7 @@ class GroupQueue:
         held = [item for item in self._items.values() if item.lease is not None and item.lease.holder is holder]
         for item in held:
             if item.state == "leased":
-                self._stop(item)
-                self._return(item)
+                self.postpone(item, 0.0)
 
     def clear(self) -> None:
         """Forget all items; who waits for one looks again and finds the group gone."""
@@ -229,7 +230,8 @@ class GroupQueue:
         self._watch(item, item.lease)
         until, lease = item.lease.until, item.lease
         tried = item.deliveries, item.attempts
-        return Delivery(item.entry, self.group.name, *tried, until, lease, item.crashes, item.replay, item.dropped)
+        dropped, returned = item.dropped, item.returned
+        return Delivery(item.entry, self.group.name, *tried, until, lease, item.crashes, item.replay, dropped, returned)
 
     def _watch(self, item: Item, lease: Lease) -> None:
         if item.timer is not None:

@@ -198,7 +198,8 @@ class NatsEngine:
         if puller is None:
             if self._tidying is None:  # those who pull keep the house
                 self._tidying = asyncio.create_task(keep_tidy(self._js, self._layout, self._clock))
-            puller = self._pullers[group] = Puller(self._js, self._layout, self._clock, self._groups, group)
+            settle = self._settler.settle
+            puller = self._pullers[group] = Puller(self._js, self._layout, self._clock, self._groups, group, settle)
         return await puller.pull(limit, wait)
 
     async def stop_pulling(self, group: str) -> None:

@@ -9,12 +9,13 @@ import logging
 import os
 import platform
 from collections import deque
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
 from ...clock import Clock
-from ...engine import Delivery, Entry
+from ...engine import Delivery, Entry, Outcome, Release
 from ...errors import Closed, EngineError, EngineUnavailable
 from .api import JetStream
 from .connection import Frame
@@ -25,7 +26,7 @@ from .layout import NS, Layout, Shape
 from .link import Disconnected, Subscription
 from .strangers import answerable, places
 from .unbroken import Unbroken
-from .wire import Attempts, Token, clean, first_body, origin_of, original, source
+from .wire import UNNOTED, Attempts, Token, clean, first_body, origin_of, original, source
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -37,6 +38,7 @@ _WHOLE_INBOX: Final = 500
 """Messages of the inbox that are asked for at a time, while all of them are needed."""
 _SOON: Final = b'-NAK {"delay": 500000000}'
 _numbers = itertools.count()
+Settle: TypeAlias = Callable[[Sequence[Outcome]], Awaitable[None]]
 
 
 class Holding(msgspec.Struct):
@@ -52,7 +54,8 @@ class Holding(msgspec.Struct):
 class Puller:
     """One group's deliveries on this connection. A single subscription takes in what both of its consumers send."""
 
-    def __init__(self, js: JetStream, layout: Layout, clock: Clock, groups: Groups, group: str) -> None:
+    def __init__(self, js: JetStream, layout: Layout, clock: Clock, groups: Groups, group: str, settle: Settle) -> None:
+        self._settle = settle
         self._js = js
         self._link = js.link
         self._layout = layout
@@ -147,11 +150,10 @@ class Puller:
             await asyncio.gather(*(subscription.drain() for subscription in subscriptions))
             for fetch in self._fetches.values():
                 fetch.forget()
-            waiting = [*(delivery.token.reply for delivery in self._buffer), *(f.reply for f in self._doubtful)]
+            waiting, doubtful = list(self._buffer), [frame.reply for frame in self._doubtful]
             self._buffer.clear()
             self._doubtful.clear()
-            with contextlib.suppress(EngineUnavailable):  # else they come back with the end of their lease
-                await self._hand_back(waiting)
+            await self._hand_back(waiting, doubtful)
 
     async def close(self) -> None:
         """Stop, hand back also what was handed out and not settled, and end all waiting pulls with `Closed`."""
@@ -159,7 +161,7 @@ class Puller:
         with contextlib.suppress(EngineUnavailable):
             await self.stop()
             now = self._clock.monotonic()
-            await self._hand_back([held.token.reply for held, _ in self._held.values() if held.deadline > now])
+            await self._hand_back([held for held, _ in self._held.values() if held.deadline > now])
         self.abandon()
 
     def abandon(self) -> None:
@@ -393,7 +395,7 @@ class Puller:
             frame = await self._js.found(question, control, subject)
             if frame is not None and frame.body:
                 tried = msgspec.json.decode(frame.body, type=Attempts)
-                delivery.attempts, delivery.crashes = tried.attempts, tried.crashes
+                delivery.attempts, delivery.crashes, delivery.returned = tried.attempts, tried.crashes, tried.returned
 
     async def _fetch_bodies(self, deliveries: list[Delivery]) -> None:
         """Those that were too large to travel through the inbox stand in the log."""
@@ -421,10 +423,18 @@ class Puller:
                 for delivery in waiting:
                     delivery.deadline = now + self._shape.lease * SAFE
 
-    async def _hand_back(self, replies: list[str]) -> None:
-        if replies:
-            self._link.send_each(replies, b"-NAK")
-            await self._link.flush()
+    async def _hand_back(self, deliveries: list[Delivery], others: Sequence[str] = ()) -> None:
+        """At once; what has come back often with a note (`UNNOTED`). Without a server they come back with the end
+        of their lease."""
+        often = [delivery for delivery in deliveries if delivery.deliveries > UNNOTED]
+        replies = [*(each.token.reply for each in deliveries if each.deliveries <= UNNOTED), *others]
+        with contextlib.suppress(EngineError):
+            if replies:
+                self._link.send_each(replies, b"-NAK")
+                await self._link.flush()
+            if often:
+                await self._complete(often)
+                await self._settle([Release(delivery) for delivery in often])
 
     def _tell_who(self, frame: Frame) -> None:
         """Another process asks who holds the position in the body."""

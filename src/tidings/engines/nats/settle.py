@@ -17,7 +17,7 @@ from .layout import Layout
 from .link import Disconnected
 from .pull import SAFE, nak
 from .purge import hold
-from .wire import Attempts, copied, death_of, parking_of, refers, shortened
+from .wire import UNNOTED, Attempts, copied, death_of, parking_of, refers, shortened
 
 TOMBSTONE = {"Nats-Rollup": "sub", "Nats-TTL": "1s"}
 """Replaces what stood under a subject by nothing, and goes away itself."""
@@ -60,7 +60,7 @@ class Settler:
         if not self._ours(delivery):
             raise Conflict(f"the lease of message {delivery.entry.position} of group {delivery.group} has ended")
         delivery.token.begun = True  # whatever the answer: it may be stored
-        record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes + 1)
+        record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes + 1, returned=delivery.returned)
         await self._register(delivery, msgspec.json.encode(record))
 
     async def keep(self, outcome: RetryAfter | Release) -> None:
@@ -69,7 +69,7 @@ class Settler:
         if not self._ours(delivery):
             raise Conflict(f"the lease of message {delivery.entry.position} of group {delivery.group} has ended")
         if isinstance(outcome, RetryAfter) or delivery.token.begun:
-            await self._register(delivery, self._tried(outcome))
+            await self._register(delivery, self._tried(outcome, delivery.returned))
             delivery.token.begun = False
         delivery.attempts += isinstance(outcome, RetryAfter)
 
@@ -136,7 +136,7 @@ class Settler:
         failed: dict[int, TidingsError] = {}
         answers: list[tuple[Outcome, asyncio.Future[Frame]]] = []
         for outcome in outcomes:
-            if isinstance(outcome, Done) or (isinstance(outcome, Release) and not outcome.delivery.token.begun):
+            if isinstance(outcome, Done) or (isinstance(outcome, Release) and not _is_noted(outcome.delivery)):
                 continue
             try:
                 answers.append((outcome, await self._write(outcome)))
@@ -168,20 +168,21 @@ class Settler:
     def _inbox(self, delivery: Delivery) -> str:
         return self._layout.inbox(delivery.group, delivery.entry.position)
 
-    def _tried(self, outcome: RetryAfter | Release) -> bytes:
+    def _tried(self, outcome: RetryAfter | Release, returned: int) -> bytes:
         """What the attempt register is to say."""
         delivery = outcome.delivery
-        record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes)
+        record = Attempts(delivery.attempts, 0.0, crashes=delivery.crashes, returned=returned)
         if isinstance(outcome, RetryAfter):
             until, failure = self._clock.time() + outcome.delay, shortened(outcome.failure)
-            record = Attempts(delivery.attempts + 1, until, failure, delivery.crashes)
+            record = Attempts(delivery.attempts + 1, until, failure, delivery.crashes, returned)
         return msgspec.json.encode(record)
 
     async def _write(self, outcome: RetryAfter | Dead | Release | Park) -> asyncio.Future[Frame]:
         delivery, condition = outcome.delivery, self._condition(outcome.delivery)
         if isinstance(outcome, RetryAfter | Release):
             subject = self._layout.attempts(delivery.group, delivery.entry.position)
-            return await self._link.ask(subject, self._tried(outcome), condition)
+            returned = delivery.returned + isinstance(outcome, Release)
+            return await self._link.ask(subject, self._tried(outcome, returned), condition)
         if isinstance(outcome, Park):
             subject = self._layout.parked(delivery.group, delivery.entry.position)
             origin = parking_of(delivery, outcome.behind)
@@ -204,8 +205,14 @@ class Settler:
                 await self._link.publish(delivery.token.reply, nak(outcome.delay))
                 continue
             finished.append(delivery.token.reply)
-            if isinstance(outcome, Done | Dead) and (delivery.attempts or delivery.crashes or delivery.token.begun):
+            tried = delivery.attempts or delivery.crashes or delivery.returned or delivery.token.begun
+            if tried and isinstance(outcome, Done | Dead):
                 tombs.append(self._layout.attempts(delivery.group, delivery.entry.position))
         self._link.send_each(finished, b"+ACK")
         for subject in tombs:
             await self._link.publish(subject, b"", TOMBSTONE)
+
+
+def _is_noted(delivery: Delivery) -> bool:
+    """Whether handing it back is written down: it begun alone, or would look as if it had killed its readers."""
+    return delivery.token.begun or delivery.unexplained >= UNNOTED

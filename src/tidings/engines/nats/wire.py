@@ -148,6 +148,10 @@ class Parked(msgspec.Struct):
     """As in `Death`."""
 
 
+UNNOTED: Final = 2
+"""Times that a message is handed back without a note: it costs a write, and so few make nobody suspicious."""
+
+
 class Attempts(msgspec.Struct):
     """The attempt register's entry: what a group has tried on one message."""
 
@@ -155,9 +159,11 @@ class Attempts(msgspec.Struct):
     until: float
     """Not again before, seconds since 1970."""
     failure: Failure = Failure("", "")
-    """The last one; not kept when the message is begun alone, or handed back from there."""
+    """The last one; not kept when the message is begun alone, or handed back from there, or has come back often."""
     crashes: int = 0
     """Beginnings without an end; the one that is under way counts."""
+    returned: int = 0
+    """Deliveries that were handed back in good order, as far as it was noted."""
 
 
 class Token(msgspec.Struct, eq=False):

@@ -35,6 +35,7 @@ class _Pulled(msgspec.Struct, array_like=True, gc=False):
     crashes: int
     replay: str
     dropped: int
+    returned: int
 
 
 _PULLED: Final = msgspec.msgpack.Decoder(list[_Pulled])
@@ -93,8 +94,8 @@ def deliveries_of(packed: bytes, texts: bytes, group: str, token: str, deadline:
         begin = at + told.headers
         end = begin + told.body
         entry = Entry(told.position, told.subject, told.time, headers_of(texts[at:begin]), texts[begin:end])
-        tried = told.deliveries, told.attempts
-        found.append(Delivery(entry, group, *tried, deadline, token, told.crashes, told.replay, bool(told.dropped)))
+        tried, dropped = (told.deliveries, told.attempts), bool(told.dropped)
+        found.append(Delivery(entry, group, *tried, deadline, token, told.crashes, told.replay, dropped, told.returned))
         at = end
     return found
 

@@ -156,13 +156,15 @@ local function place_of(group, position)
 end
 
 -- An item: deliveries, attempts, crashes, the token of the newest lease, replay, whether it has a copy, last failure;
--- in ordered groups also until when its holder keeps it, what it is parked behind, whether a person has dropped it.
+-- in ordered groups also until when its holder keeps it, what it is parked behind, whether a person has dropped it; how
+-- often it was handed back.
 -- Of what was handed out once and has no story yet, the token is kept alone.
 local DELIVERIES, ATTEMPTS, CRASHES, TOKEN, REPLAY, COPIED, FAILURE, KEPT, BEHIND, DROPPED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
-local TEN = 0x90 + 10 -- how a packed list of ten begins; no token begins so
+local RETURNED = 11
+local ELEVEN = 0x90 + 11 -- how a packed list of eleven begins; no token begins so
 
 local function opened(packed)
-  return string.byte(packed) == TEN and cmsgpack.unpack(packed) or {1, 0, 0, packed, '', 0, '', 0, 0, 0}
+  return string.byte(packed) == ELEVEN and cmsgpack.unpack(packed) or {1, 0, 0, packed, '', 0, '', 0, 0, 0, 0}
 end
 
 local function item_of(group, position)
@@ -175,7 +177,7 @@ local function keep_item(group, position, item)
 end
 
 local function new_item(replay, copied, dropped)
-  return {0, 0, 0, '', replay, copied and 1 or 0, '', 0, 0, dropped and 1 or 0}
+  return {0, 0, 0, '', replay, copied and 1 or 0, '', 0, 0, dropped and 1 or 0, 0}
 end
 
 -- Who waits for an ordered group may have found it in other hands: they hear when those are empty.

@@ -113,12 +113,12 @@ local function rest(s, group)
 end
 
 -- A delivery as it is told: position, subject, time, bytes of the headers and of the body, deliveries, attempts, crashes,
--- replay, whether it was dropped.
+-- replay, whether it was dropped, how often it was handed back.
 local function told(member, entry, item)
-  local i = item or {1, 0, 0, '', '', 0, '', 0, 0, 0}
+  local i = item or {1, 0, 0, '', '', 0, '', 0, 0, 0, 0}
   return {
     tonumber(member), entry[1], tonumber(entry[2]), #entry[3], #entry[4],
-    i[DELIVERIES], i[ATTEMPTS], i[CRASHES], i[REPLAY], i[DROPPED],
+    i[DELIVERIES], i[ATTEMPTS], i[CRASHES], i[REPLAY], i[DROPPED], i[RETURNED],
   }
 end
 

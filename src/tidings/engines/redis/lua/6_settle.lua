@@ -104,6 +104,8 @@ offer('settle', {'allow-oom'}, function(s, args)
       else
         if kind == 'retry' then
           failed(item, failure)
+        else
+          item[RETURNED] = item[RETURNED] + 1
         end
         postpone(s, group, member, item, tonumber(delay))
       end
