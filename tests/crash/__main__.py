@@ -20,7 +20,7 @@ from tidings.failpoints import FAILPOINTS
 
 from . import run
 from .matrix import CELLS, Found
-from .table import table
+from .table import sound_in, table
 
 SERVERS = {
     "embedded": "Embedded nats-server with an fsync for each publish",
@@ -41,17 +41,23 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, default=2, help="cells at the same time (default: 2)")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: a new one)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="where to write the table in Markdown")
-    return parser.parse_args(argv)
+    parser.add_argument("--resume", action="store_true", help="leave out what the table shows as sound already")
+    chosen = parser.parse_args(argv)
+    if chosen.resume and not (chosen.table and chosen.table.exists()):
+        parser.error("--resume goes on with what --table FILE has: there is no such file")
+    return chosen
 
 
 def main(argv: list[str]) -> int:
     chosen = parse(argv)
-    cells = [cell for cell in CELLS if chosen.only in cell.label]
+    done = sound_in(chosen.table.read_text(), chosen.kills) if chosen.resume else []
+    before = {found.cell for found in done}
+    runs = "in several runs, the last with seed" if before else "seed"
+    cells = [cell for cell in CELLS if chosen.only in cell.label and cell not in before]
     seed = random.SystemRandom().randrange(10**9) if chosen.seed is None else chosen.seed
     folder = Path(tempfile.mkdtemp(prefix="tidings-crash-"))
     server = Server(Path(tempfile.mkdtemp(prefix="tidings-pg-")))
     began = time.monotonic()
-    done: list[Found] = []
 
     def tell(found: Found) -> None:
         """One cell is done; the table is written each time, so that a run that is cut off has not been for nothing."""
@@ -59,9 +65,9 @@ def main(argv: list[str]) -> int:
         for what in (*found.doubled, *found.missing, *found.other)[:20]:
             say(f"  {what}")
         done.append(found)
-        done.sort(key=lambda one: cells.index(one.cell))
+        done.sort(key=lambda one: CELLS.index(one.cell))
         if chosen.table:
-            chosen.table.write_text(page(done, seed, chosen.engine), encoding="utf-8")
+            chosen.table.write_text(page(done, f"{runs} {seed}", chosen.engine), encoding="utf-8")
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what it has started
     print(f"seed {seed}, {len(cells)} cells, {chosen.kills} kills each on {chosen.engine}, in {folder}", flush=True)
@@ -84,7 +90,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def page(found: Sequence[Found], seed: int, engine: str) -> str:
+def page(found: Sequence[Found], runs: str, engine: str) -> str:
     kills, operations = sum(one.kills for one in found), sum(one.operations for one in found)
     return f"""# Crash matrix
 
@@ -108,7 +114,7 @@ shown by `a_redelivery_changes_nothing` and the other cases in [guarantees.md](g
 {table(found)}
 
 {len(found)} of {len(CELLS)} cells, {kills:,} kills, {operations:,} operations. Made by
-`./test crash-matrix --engine {engine} --kills {found[0].kills}`, seed {seed}, on
+`./test crash-matrix --engine {engine} --kills {found[0].kills}`, {runs}, on
 {date.today():%Y-%m-%d}, {platform.system()}, Python {platform.python_version()}. `./test` runs the same matrix with one
 kill in each cell, and on a Valkey with `appendfsync always` one kill at each failpoint; the whole of that is
 `./test crash-matrix --engine valkey`.

@@ -9,12 +9,14 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 
+from tidings.errors import Unconfirmed
 from tidings.sql import Migrations
 
 from . import truth
@@ -54,6 +56,8 @@ DATABASES = ("sqlite", "postgresql")
 OPERATIONS = 5
 """Operations for each process."""
 _PATIENCE = 60.0
+_UNTIL_IT_DIES = 6.0
+"""Seconds that a process has to come to its failpoint, before the next one is tried."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Running:
 
     async def _kill(self, kills: int) -> None:
         """Processes one after the other, each with some operations to do, until so many have died at the point."""
-        until = time.monotonic() + _PATIENCE + 5 * kills
+        until = time.monotonic() + _PATIENCE + 2 * _UNTIL_IT_DIES * kills
         while self.found.kills < kills and time.monotonic() < until:
             failpoint = self.cell.failpoint
             if failpoint == "relay.leased":
@@ -148,7 +152,7 @@ class Running:
             await self._publish(operations)
         else:
             await self._post(child, operations)
-        died = await child.ended(2.0) is not None
+        died = await child.ended(_UNTIL_IT_DIES) is not None
         status = await child.stop(signal.SIGKILL)
         if status != -signal.SIGKILL:
             self.found.other.append(f"a process ended with {status}, see {self.job.log}")
@@ -178,8 +182,16 @@ class Running:
     async def _publish(self, count: int) -> None:
         ops = self._ops(count)
         for op in ops:
-            await self._publisher.publish(f"{self.name}.placed", {"op": op})
+            await eventually(partial(self._stored, op), f"{op} is stored")
             self._acknowledged.add(op)
+
+    async def _stored(self, op: str) -> bool:
+        """A machine that stands still for seconds leaves a publish without an answer: under its id it is repeated."""
+        try:
+            await self._publisher.publish(f"{self.name}.placed", {"op": op}, id=op)
+        except Unconfirmed:
+            return False
+        return True
 
     async def _post(self, child: Child, count: int) -> None:
         """Each operation once, until the process is gone: what was not answered may or may not be there."""
