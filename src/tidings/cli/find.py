@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..bus import Bus
+
+_OURS: Final = Path(__file__).parent.parent
 
 
 def load_bus(where: str | None) -> Bus:
@@ -50,8 +53,16 @@ def load_object(where: str, *, usual: str) -> Any:
 
 
 def _told(error: BaseException) -> str:
-    """The error and the line of the user's file that raised it."""
+    """The error and the line of the user's file that it comes from: not ours, which refused what stands there, and
+    not a library's."""
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    others = [frame for frame in frames if not Path(frame.filename).is_relative_to(_OURS)]
+    theirs = [frame for frame in others if not _is_library(frame.filename)]
+    frame = (theirs or others or frames)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+
+
+def _is_library(file: str) -> bool:
+    return file.startswith("<") or "site-packages" in Path(file).parts
