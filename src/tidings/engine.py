@@ -139,6 +139,8 @@ class GroupState(msgspec.Struct, frozen=True):
     state: Literal["waiting", "leased", "retrying", "parked", "done", "dead", "not wanted"]
     detail: str = ""
     """By whom, until when, why: one short sentence, may be empty."""
+    behind: int = 0
+    """Of what is parked: the position of what it waits for."""
 
 
 class GroupStats(msgspec.Struct, frozen=True):

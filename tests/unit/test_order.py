@@ -11,6 +11,7 @@ import tidings
 from tidings import RetryLater, RetryPolicy
 from tidings.clock import ManualClock
 from tidings.engines.memory import MemoryEngine, MemoryStore
+from tidings.order import explained
 from tidings.testing import TestBus, attached
 from workbench import until
 
@@ -100,6 +101,28 @@ async def test_what_rests_shortly_goes_back_when_its_worker_stops() -> None:
         async with asyncio.timeout(5):
             await worker.stop()
         assert t.store.stats().groups["g"].waiting == 3
+
+
+async def test_what_is_parked_is_explained_to_its_end() -> None:
+    """Of a message that is set aside people are told what it waits for, and what that waits for: here a dead letter,
+    by the name that `tidings dlq` takes, and one that rests."""
+    bus = tidings.Bus("t")
+
+    @bus.on(Step, group="g", order=True, retry=RetryPolicy(attempts=2, first=60, most=60))
+    async def handle(step: Step) -> None:
+        raise tidings.Reject("no such item") if step.item == "a" else ValueError("not today")
+
+    async def told(position: int) -> str:
+        [entry] = await engine.read([">"], position - 1, 1)
+        return (await explained(engine, "g", (await engine.states(entry))["g"])).detail
+
+    async with TestBus(bus) as t:
+        engine = await connected(t)
+        await bus.publish_many(steps("ab", 2))
+        await t.settle()
+        assert await told(3) == "behind 1, which is dead (`tidings dlq show g/1`): rejected: Reject: no such item"
+        assert (await told(4)).startswith("behind 2, which is retrying: not before ")
+        assert (await told(2)).startswith("not before ")
 
 
 async def test_a_thousand_of_one_key_are_in_order_at_full_concurrency() -> None:

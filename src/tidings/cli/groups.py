@@ -43,7 +43,7 @@ def ls(as_json: bool) -> None:
             counts.waiting,
             counts.leased,
             counts.delayed,
-            counts.parked if claimant.ordered else "",
+            counts.parked if claimant.ordered else "-",
             counts.dead,
             counts.pulling,
             _state(claimant, workers),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import msgspec
 
-from .. import claims
+from .. import claims, order
 from ..engine import Engine, Entry, GroupState
 from ..message import identity
 from ..retention import position_at
@@ -139,7 +139,8 @@ async def _explain(message: str) -> tuple[Entry, dict[str, GroupState]]:
         if entry is None:
             raise NotFound(f"there is no stored message {message!r}: it waits for its time, is gone, or never was")
         ledger, _ = await claims.load(engine)
-        return entry, await claims.explain(engine, ledger, entry)
+        states = await claims.explain(engine, ledger, entry)
+        return entry, {name: await order.explained(engine, name, state) for name, state in states.items()}
 
 
 async def find(engine: Engine, message: str) -> Entry | None:

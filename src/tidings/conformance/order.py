@@ -113,7 +113,7 @@ async def parked_waits_and_comes_back_in_order(world: World) -> None:
     counts = (await engine.stats()).groups["g"]
     assert (counts.parked, counts.waiting, counts.leased, counts.dead) == (3, 0, 0, 0)
     state = (await engine.states(entries[0]))["g"]
-    assert (state.state, state.detail) == ("parked", f"behind {first}")
+    assert (state.state, state.detail, state.behind) == ("parked", f"behind {first}", first)
     await nothing(world, engine, "g")
 
     positions = [entry.position for entry in entries]

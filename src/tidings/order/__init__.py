@@ -15,9 +15,9 @@ fenced by the epoch of the worker (`Unit.fence`). Without transactions a message
 
 from __future__ import annotations
 
-from .behind import parked_behind
+from .behind import explained, parked_behind
 from .consumer import OrderedConsumer
 from .election import Term, term_of
 from .standby import standing_by
 
-__all__ = ["OrderedConsumer", "Term", "parked_behind", "standing_by", "term_of"]
+__all__ = ["OrderedConsumer", "Term", "explained", "parked_behind", "standing_by", "term_of"]

@@ -1,15 +1,35 @@
-"""How many messages wait behind a dead letter, for people to see."""
+"""What waits behind what in an ordered group, for people to see."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from tidings.engine import DeadLetter, Engine
+from tidings.engine import DeadLetter, Engine, GroupState
 
 from .lanes import key_of
 
 _PAGE = 500
+_MOST = 10
+"""Messages that one explanation looks at."""
+
+
+async def explained(engine: Engine, group: str, state: GroupState) -> GroupState:
+    """The state of what is parked, with the state of what it waits for; any other state as it is."""
+    detail, at = state.detail, state
+    for _ in range(_MOST):
+        if at.state != "parked" or not at.behind:
+            break
+        entries = await engine.read([">"], at.behind - 1, 1)
+        if not entries or entries[0].position != at.behind:
+            break
+        place, at = f"{group}/{at.behind}", (await engine.states(entries[0]))[group]
+        if at.state == "parked":
+            detail += f", which is parked {at.detail}"
+            continue
+        named = f"dead (`tidings dlq show {place}`)" if at.state == "dead" else at.state
+        detail += f", which is {named}" + (f": {at.detail}" if at.detail else "")
+    return GroupState(state.state, detail, state.behind)
 
 
 async def parked_behind(engine: Engine, letters: Sequence[DeadLetter]) -> dict[str, int]:

@@ -207,7 +207,7 @@ class GroupQueue:
         if item is None:
             return self._settled_state(entry)
         if item.state == "parked":
-            return GroupState("parked", f"behind {item.behind}")
+            return GroupState("parked", f"behind {item.behind}", item.behind)
         if item.state == "leased" and item.lease is not None and not item.kept:
             rest = item.lease.until - self._clock.monotonic()
             return GroupState("leased", f"by {item.lease.holder}, for {rest:.0f} s more unless renewed")

@@ -79,7 +79,7 @@ class Census:
             )
         aside = await self._js.last(layout.control, layout.parked(shape.name, position))
         if aside is not None and aside.header(ORIGIN) and (parked := origin_of(aside).parked) is not None:
-            return GroupState("parked", f"behind {parked.behind}")
+            return GroupState("parked", f"behind {parked.behind}", parked.behind)
         sent = await self._js.last(layout.control, layout.inbox(shape.name, position))
         if sent is not None and inbox is not None:
             return await self._progress(shape, position, int(sent.header("Nats-Sequence")), inbox)

@@ -77,7 +77,7 @@ class Groups:
                 holder = about.decode().partition(":")[0]
                 return GroupState("leased", f"by connection {holder}, for {float(lasts):.0f} s more unless renewed")
             case b"parked":
-                return GroupState("parked", f"behind {about.decode()}")
+                return GroupState("parked", f"behind {about.decode()}", int(about))
             case b"done":
                 return GroupState("done")
             case b"not wanted":
