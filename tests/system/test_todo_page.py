@@ -120,6 +120,24 @@ async def test_an_item_is_pending_at_once_and_confirmed_by_push(tmp_path: Path, 
         assert v.problems == []
 
 
+async def test_an_empty_list_is_told_of_when_it_is_known(tmp_path: Path, chromium: str) -> None:
+    """As long as the list has not come, the page does not say that there is nothing to do, live or not."""
+    async with running(tmp_path) as (_, client), visitor(chromium, client.base_url) as v:
+        known = asyncio.Event()
+
+        async def hold(route: Route) -> None:
+            await known.wait()
+            await route.continue_()
+
+        await v.context.route("**/todo?limit=*", hold)
+        page = await v.open()
+        await expect(page.locator("#count")).to_have_text("Loading the list")
+        assert not await page.get_by_text("Nothing to do.").is_visible()
+        known.set()
+        await expect(page.get_by_text("Nothing to do.")).to_be_visible()
+        await expect(page.locator("#count")).to_have_text("0 items")
+
+
 async def test_other_windows_see_it_too(tmp_path: Path, chromium: str) -> None:
     """An item added in one window, or by a program, appears once in the others, and in one opened later."""
     async with running(tmp_path) as (_, client), visitor(chromium, client.base_url) as v:

@@ -12,6 +12,7 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 const saved = new Map(); // rows by the item's id in the database
 const pending = new Map(); // rows by the id of the message that asks for the item
 const push = connect();
+let loaded = false; // before that nobody knows whether there is nothing to do
 
 // ---- rows
 
@@ -67,6 +68,7 @@ function animate(row, name) {
 }
 
 function count() {
+  if (!loaded) return;
   const more = !at("more").hidden;
   const items = saved.size === 1 ? "1 item" : `${saved.size.toLocaleString()}${more ? "+" : ""} items`;
   const failed = [...pending.values()].filter((row) => row.dataset.state === "failed").length;
@@ -108,6 +110,7 @@ async function load() {
   const [items] = await Promise.all([fetchItems({ limit }), loadPending()]);
   for (const row of saved.values()) row.remove();
   saved.clear();
+  loaded = true;
   show(items, limit);
 }
 
