@@ -139,7 +139,7 @@ class GroupState(msgspec.Struct, frozen=True):
     state: Literal["waiting", "leased", "retrying", "parked", "done", "dead", "not wanted"]
     detail: str = ""
     """By whom, until when, why: one short sentence, may be empty."""
-    behind: int = 0
+    behind: int | None = None
     """Of what is parked: the position of what it waits for."""
 
 

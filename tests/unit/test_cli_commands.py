@@ -384,7 +384,7 @@ def test_explain_says_why_for_each_group(shell: Shell) -> None:
     shell.play(handle)
     groups = shell.json("explain", "1")["groups"]
     assert groups["save"]["state"] == "done"
-    assert groups["other"] == {"state": "not wanted", "detail": "it listens to events.b"}
+    assert groups["other"] == {"state": "not wanted", "detail": "it listens to events.b", "behind": None}
 
 
 def test_explain_shows_the_beginning_of_a_long_error(shell: Shell) -> None:
