@@ -30,12 +30,12 @@ class _Pulled(msgspec.Struct, array_like=True, gc=False):
     """Bytes."""
     body: int
     """Bytes."""
-    deliveries: int
-    attempts: int
-    crashes: int
-    replay: str
-    dropped: int
-    returned: int
+    deliveries: int = 1
+    attempts: int = 0
+    crashes: int = 0
+    replay: str = ""
+    dropped: int = 0
+    returned: int = 0
 
 
 _PULLED: Final = msgspec.msgpack.Decoder(list[_Pulled])

@@ -15,7 +15,7 @@ _ASKED: Final = (
 _CALLED: Final = (
     *("publish", "time", "get", "set", "exists", "del", "unlink"),
     *("hget", "hmget", "hset", "hdel", "hgetall", "hexists", "hincrby"),
-    *("zadd", "zrem", "zscore", "zcard", "zrange", "zrangebyscore", "xadd", "xdel", "xlen", "xrange"),
+    *("zadd", "zrem", "zscore", "zcard", "zrange", "zrangebyscore", "xadd", "xdel", "xlen", "xrange", "xtrim"),
     *("sadd", "srem", "smembers", "lrem", "rpush", "llen", "lmove"),
 )
 """What our functions call, which the server allows to nobody who may not call it himself."""

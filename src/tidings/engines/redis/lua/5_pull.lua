@@ -47,12 +47,15 @@ end
 
 -- What leaves the queue and is leased by one call, to be written in a few commands.
 local function taking(group, token, until_when)
-  return {group = group, token = token, until_when = until_when, fresh = {}, ready = {}, items = {}, leases = {}}
+  return {group = group, token = token, until_when = until_when, ready = {}, items = {}, leases = {}}
 end
 
 local function take(t, member, first)
-  local from = first and t.fresh or t.ready
-  from[#from + 1] = first and member .. '-0' or member
+  if first then
+    t.upto = member -- the oldest are taken, so all before it are
+  else
+    t.ready[#t.ready + 1] = member
+  end
 end
 
 local function lease(t, member, item)
@@ -65,8 +68,8 @@ local function lease(t, member, item)
 end
 
 local function write_down(t)
-  if #t.fresh > 0 then
-    redis.call('XDEL', t.group.fresh, unpack(t.fresh))
+  if t.upto then
+    redis.call('XTRIM', t.group.fresh, 'MINID', '=', text(tonumber(t.upto) + 1) .. '-0')
   end
   if #t.ready > 0 then
     redis.call('ZREM', t.group.ready, unpack(t.ready))
@@ -112,13 +115,16 @@ local function rest(s, group)
   return soonest < math.huge and precise(math.max(soonest - s.now, 0)) or ''
 end
 
--- A delivery as it is told: position, subject, time, bytes of the headers and of the body, deliveries, attempts, crashes,
--- replay, whether it was dropped, how often it was handed back.
+-- A delivery as it is told: position, subject, time, bytes of the headers and of the body; of what has an item also
+-- deliveries, attempts, crashes, replay, whether it was dropped, how often it was handed back.
 local function told(member, entry, item)
-  local i = item or {1, 0, 0, '', '', 0, '', 0, 0, 0, 0}
+  local position, subject, time = tonumber(member), entry[1], tonumber(entry[2])
+  if not item then
+    return {position, subject, time, #entry[3], #entry[4]}
+  end
   return {
-    tonumber(member), entry[1], tonumber(entry[2]), #entry[3], #entry[4],
-    i[DELIVERIES], i[ATTEMPTS], i[CRASHES], i[REPLAY], i[DROPPED], i[RETURNED],
+    position, subject, time, #entry[3], #entry[4],
+    item[DELIVERIES], item[ATTEMPTS], item[CRASHES], item[REPLAY], item[DROPPED], item[RETURNED],
   }
 end
 
