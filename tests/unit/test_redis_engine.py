@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from redis_server import RedisServer
-from tidings.engine import Claim, Dead, Done, Failure, Group, Headers, Outgoing, Release, Reply, Signal
+from tidings.engine import Claim, Dead, Done, Failure, Group, Headers, Lagged, Outgoing, Release, Reply, Signal
 from tidings.engines.redis import Address, RedisEngine, probe
 from tidings.engines.redis.library import library
 from tidings.engines.redis.permissions import rule
@@ -311,55 +311,6 @@ async def test_a_time_that_never_comes_is_refused(start: Start, when: float) -> 
     assert await engine.delayed(10) == []
 
 
-async def test_nobody_there_is_said_in_time() -> None:
-    """Without a server `open` fails when its time is over and names the address; the probe does so at once."""
-    engine = RedisEngine(Address("127.0.0.1", 1), timeout=0.3)
-    with pytest.raises(EngineUnavailable, match=r"redis://127\.0\.0\.1:1"):
-        await engine.open()
-    with pytest.raises(EngineUnavailable, match=r"redis://127\.0\.0\.1:1"):
-        await probe(Address("127.0.0.1", 1))
-
-
-@pytest.mark.parametrize(
-    ("address", "cause", "advice"),
-    [
-        (Address("127.0.0.1", 1), "nobody listens at redis://127.0.0.1:1", "is the server running there"),
-        (Address("no.such.host.invalid"), "'no.such.host.invalid' is not known", "correct it in the URL"),
-    ],
-)
-async def test_an_address_that_leads_nowhere_is_said(address: Address, cause: str, advice: str) -> None:
-    """Where no server can be reached the error names the address, the cause, and what to look at."""
-    with pytest.raises(EngineUnavailable) as caught:
-        await probe(address)
-    assert cause in str(caught.value)
-    assert advice in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("says", "tls", "cause", "advice"),
-    [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False, "is no Redis", "correct host and port"),
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", True, "no TLS connection", "Without TLS the URL begins with redis://"),
-        (b"", False, "has closed the connection", "does it want TLS (rediss://)?"),
-        (b"-ERR max number of clients reached\r\n", False, "no room for another connection", "raise its `maxclients`"),
-    ],
-)
-async def test_what_answers_and_is_no_redis_is_said(says: bytes, tls: bool, cause: str, advice: str) -> None:
-    """Where something else answers, or the other protocol is spoken, the error says which it probably is."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(1)
-        writer.write(says)
-        writer.close()
-
-    other = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with other:
-        with pytest.raises(EngineUnavailable) as caught:
-            await probe(Address("127.0.0.1", other.sockets[0].getsockname()[1], tls=tls))
-    assert cause in str(caught.value)
-    assert advice in str(caught.value)
-
-
 async def test_a_server_that_starts_at_the_same_time_is_waited_for(server: RedisServer, start: Start) -> None:
     """A process that comes up before its server opens as soon as the server answers, and is no worse for it."""
     server.kill()
@@ -368,6 +319,24 @@ async def test_a_server_that_starts_at_the_same_time_is_waited_for(server: Redis
     await server.start()
     engine = await opening
     await engine.publish([message("a")])
+
+
+async def test_a_restart_is_told_in_two_lines(
+    server: RedisServer, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is killed and started again is one warning and one word that it is back, for both connections."""
+    caplog.set_level(logging.INFO, "tidings.engines.redis")
+    engine = await start()
+    async with engine.listen(["room"]) as signals:
+        server.kill()
+        await server.start()
+        assert isinstance(await anext(signals), Lagged)  # so the second connection stands again
+        await engine.stats()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(": ")[2] for line in lines] == [
+        "the connection was lost (Connection closed by server); connecting again",
+        "connected again",
+    ]
 
 
 async def test_a_wrong_password_is_said(server: RedisServer, start: Start) -> None:

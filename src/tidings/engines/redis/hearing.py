@@ -96,7 +96,8 @@ class Hearing:
         async with self._opening:
             if self._line is None:
                 link = self._link
-                line = Line(link.address, f"tidings-{link.namespace}-ear", link.within, self._prepare, self._heard)
+                name = f"tidings-{link.namespace}-ear"
+                line = Line(link.address, name, link.within, self._prepare, self._heard, lambda: not link.connected)
                 await line.open(link.within)
                 self._line = line
         while True:

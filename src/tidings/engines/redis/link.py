@@ -29,16 +29,24 @@ _LOADING: Final = 60.0
 
 
 class Line:
-    """One wire after the other, as long as it is open. `prepare` readies each before anybody may use it."""
+    """One wire after the other, as long as it is open. `prepare` readies each before anybody may use it. While
+    `told_elsewhere`, nothing is logged of its loss."""
 
     def __init__(
-        self, address: Address, name: str, within: float, prepare: Prepare, on_push: OnPush | None = None
+        self,
+        address: Address,
+        name: str,
+        within: float,
+        prepare: Prepare,
+        on_push: OnPush | None = None,
+        told_elsewhere: Callable[[], bool] = lambda: False,
     ) -> None:
         self._address = address
         self._name = name
         self._within = within
         self._prepare = prepare
         self._on_push = on_push
+        self._told_elsewhere = told_elsewhere
         self._wire: Wire | None = None
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
@@ -126,13 +134,17 @@ class Line:
     async def _keep(self) -> None:
         while True:
             await self._lost.wait()
-            log.warning("%s: the connection was lost (%s); connecting again", self._address.shown, self.trouble)
+            quiet = self._told_elsewhere()
+            if not quiet:
+                why = str(self.trouble).rstrip(".")
+                log.warning("%s: the connection was lost (%s); connecting again", self._address.shown, why)
             for pause in _pauses():
                 if self._wire is not None:
                     await self._wire.abandon()
                 try:
                     await self._connect()
-                    log.info("%s: connected again", self._address.shown)
+                    if not quiet:
+                        log.info("%s: connected again", self._address.shown)
                     break
                 except (EngineError, ResponseError) as error:
                     self.trouble = error

@@ -178,7 +178,7 @@ class Wire:
                 silent = asked > self._heard or bool(self._open)
                 if silent and now - max(asked, self._heard) > self._within:
                     if suspected:
-                        self.lose(TimeoutError(f"no answer within {self._within:g} s"))
+                        self.lose(TimeoutError(f"no answer within {self._within:.2g} s"))
                         return
                     suspected = True
                     continue
