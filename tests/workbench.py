@@ -10,9 +10,10 @@ import tidings
 from tidings.clock import ManualClock
 from tidings.engine import Delivery, Outcome
 from tidings.engines.memory import MemoryEngine, MemoryStore
+from tidings.handlers import Handler, HandlerOptions
 from tidings.message import compose
 from tidings.publisher import Publisher
-from tidings.registry import Handler, HandlerOptions, Registry
+from tidings.registry import Registry
 from tidings.work.handling import Handling
 from tidings.work.worker import Worker
 

@@ -105,58 +105,19 @@ __all__ = [
     "request",
 ]
 
-# Loaded when it is first asked for: `tidings health` needs none of it, and no program all of it.
+# Each is loaded when it is first asked for: `tidings health` needs none of them, and no program all.
 _HOMES = {
     "batch": ("Batch",),
     "bus": ("Bus",),
     "engine": ("Lagged",),
-    "errors": (
-        "BrokerError",
-        "Closed",
-        "ConfigError",
-        "Conflict",
-        "DatabaseBehind",
-        "DatabaseError",
-        "DeadLettered",
-        "DecodeError",
-        "EngineError",
-        "EngineUnavailable",
-        "InvalidMessage",
-        "MissingExtra",
-        "NoNamespace",
-        "NoResponder",
-        "NotAllowed",
-        "PublishInTransaction",
-        "RemoteError",
-        "RequestError",
-        "RequestTimeout",
-        "StillWorking",
-        "StoreFull",
-        "StreamBroken",
-        "TidingsError",
-        "TooFewAnswers",
-        "TooLarge",
-        "Unconfirmed",
-    ),
-    "events": (
-        "Event",
-        "Request",
-        "event",
-        "request",
-    ),
+    "events": ("Event", "Request", "event", "request"),
     "live.gather": ("Gathered",),
     "message": ("Message",),
-    "watching.progress": ("Progress",),
     "publisher": ("Receipt",),
-    "retry": (
-        "NEVER",
-        "Outcome",
-        "Reject",
-        "RetryLater",
-        "RetryPolicy",
-    ),
+    "retry": ("NEVER", "Outcome", "Reject", "RetryLater", "RetryPolicy"),
     "schedule": ("Tick",),
     "settings": ("Settings",),
+    "watching.progress": ("Progress",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -164,9 +125,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 if not typing.TYPE_CHECKING:  # type checkers know the names from above
 
     def __getattr__(name: str) -> object:
-        if name not in _HOME_OF:
+        if name not in __all__:
             raise AttributeError(f"module 'tidings' has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+        home = _HOME_OF.get(name, "errors")
+        value = globals()[name] = getattr(importlib.import_module(f".{home}", __name__), name)
         return value
 
 

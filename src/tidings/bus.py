@@ -15,10 +15,11 @@ from .codec import codec_for
 from .engine import Engine, Lagged
 from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
+from .handlers import Handler, HandlerOptions, filters_of
 from .lifespan import Lifespan
 from .message import encode_header
 from .publisher import Receipt
-from .registry import Handler, HandlerOptions, Listener, Provider, Registry, filters_of
+from .registry import Listener, Provider, Registry
 from .retry import RetryPolicy
 from .running import Running
 from .schedule import CatchUp, Schedule, Timing

@@ -16,13 +16,14 @@ from .codec import codec_for
 from .engine import Engine, Entry
 from .errors import ConfigError, EngineError, NotAllowed
 from .events import EventSpec
+from .handlers import Handler
 from .live.gather import answering_all
 from .live.listeners import Listening
 from .live.requests import Responding
 from .message import Message, identity
 from .outbox import Relay, relay_for
 from .publisher import Publisher
-from .registry import Handler, Plan
+from .registry import Plan
 from .retention import Janitor
 from .schedule import Ticker, subject_of
 from .unit import Units

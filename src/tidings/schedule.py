@@ -30,8 +30,8 @@ from .clock import Clock
 from .codec import codec_for
 from .engine import Engine, Outgoing
 from .errors import Closed, ConfigError, Conflict, TidingsError
+from .handlers import Handler, HandlerOptions
 from .message import compose
-from .registry import Handler, HandlerOptions
 from .settings import duration
 from .subjects import check_group
 

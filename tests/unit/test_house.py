@@ -21,9 +21,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("errors", "clock", "subjects", "logs", "lifeline", "stepping", "threads", "version", "failpoints"),  # ground floor
     ("delivery", "engine", "signals", "unit"),  # the two seams
-    ("message", "codec", "events", "retry", "settings"),  # values that everything speaks in
+    ("message", "codec", "events", "retry", "rate", "settings"),  # values that everything speaks in
     ("permissions", "embedded", "engines", "sql"),  # what stands behind the seams
-    ("batch", "rate", "registry", "claims", "publisher", "schedule", "outbox", "retention", "versions", "watching"),
+    ("batch", "handlers", "registry", "claims", "publisher", "schedule", "outbox", "retention", "versions", "watching"),
     ("work", "order"),  # the life of a message
     ("live", "deadletters", "replay", "processes", "asyncapi"),  # one feature, one place
     ("push", "sync", "staging", "running", "lifespan", "bus"),  # one object that holds it all

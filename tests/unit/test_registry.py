@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 import tidings
-from tidings.registry import Handler, HandlerOptions, Parameter, Plan, Registry, filters_of
+from tidings.handlers import Handler, HandlerOptions, filters_of
+from tidings.registry import Parameter, Plan, Registry
 
 if TYPE_CHECKING:
     from decimal import Decimal as OnlyForTheChecker

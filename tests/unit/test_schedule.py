@@ -20,7 +20,7 @@ from tidings.clock import ManualClock
 from tidings.engine import Entry, Outgoing, Stored
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import Closed, ConfigError, Conflict, EngineUnavailable
-from tidings.registry import HandlerOptions
+from tidings.handlers import HandlerOptions
 from tidings.schedule import CatchUp, Progress, Schedule, Ticker, Timing
 from tidings.testing import TestBus
 

@@ -15,10 +15,11 @@ import msgspec
 from ..codec import codec_for
 from ..engine import Entry, Lagged, Signal
 from ..errors import ConfigError
+from ..handlers import Handler
 from ..logs import message_context
 from ..message import ID, Message, decode_header, new_id
 from ..publisher import Publisher
-from ..registry import Handler, Listener, Plan
+from ..registry import Listener, Plan
 from ..subjects import covers
 from ..work.handling import call, is_stopping, provided
 

@@ -20,6 +20,7 @@ from ..codec import codec_for
 from ..engine import Engine, Entry, Headers, Reply
 from ..errors import ConfigError, InvalidMessage, RemoteError
 from ..events import EventSpec, require_spec
+from ..handlers import Handler
 from ..logs import message_context
 from ..message import (
     CAUSATION,
@@ -34,7 +35,7 @@ from ..message import (
     new_id,
 )
 from ..publisher import Publisher
-from ..registry import Handler, Plan
+from ..registry import Plan
 from ..signals import ERROR
 from ..subjects import matches
 from ..unit import Unit, Units

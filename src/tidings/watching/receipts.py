@@ -10,9 +10,9 @@ from ..clock import timeout as timeout_of
 from ..engine import Entry, Lagged
 from ..errors import ConfigError, DeadLettered, EngineError, StillWorking
 from ..events import require_spec
+from ..handlers import filters_of
 from ..message import CAUSATION, CORRELATION, decode_header, identity
 from ..publisher import Receipt
-from ..registry import filters_of
 from ..subjects import check_subject
 from . import progress
 from .chains import Chain

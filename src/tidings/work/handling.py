@@ -26,9 +26,10 @@ from ..codec import Codec, codec_for
 from ..engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
 from ..errors import DecodeError
 from ..events import EventSpec, spec_of
+from ..handlers import Handler
 from ..message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
 from ..publisher import Publisher
-from ..registry import Handler, Parameter, Plan, Provider
+from ..registry import Parameter, Plan, Provider
 from ..retry import Reject, RetryLater, RetryPolicy
 from ..stepping import within
 from ..threads import Threads
