@@ -17,6 +17,7 @@ from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
 from .handlers import Handler, HandlerOptions, filters_of
 from .lifespan import Lifespan
+from .live.requests import ask, ask_stream, question
 from .message import encode_header
 from .publisher import Receipt
 from .registry import Listener, Provider, Registry
@@ -275,7 +276,7 @@ class Bus:
             raise PublishInTransaction
         running = await self.connect()
         message = running.publisher.compose(what, body, key=key, id=id, delay=delay, at=at, expires=expires)
-        return (await running.publisher.send([message]))[0]
+        return await running.publisher.send_one(message)
 
     def receipt(self, id: str, *, position: int = 0) -> Receipt:
         """The receipt of something published before, from any process: `await bus.receipt(id).wait(ItemSaved)`.
@@ -300,7 +301,7 @@ class Bus:
         if in_transaction.get():
             raise PublishInTransaction
         running = await self.connect()
-        return await running.publisher.send([running.publisher.compose(event) for event in events])
+        return await running.publisher.send(running.publisher.compose_many(events))
 
     def publish_sync(self, what: Any, body: Any = None, *, timeout: float = 30.0, **options: Any) -> Receipt:
         """`publish` for threads and WSGI applications; takes the same options and raises the same errors.
@@ -341,8 +342,6 @@ class Bus:
         Raises `NoResponder` at once when nobody answers such requests, `RequestTimeout` after `timeout` seconds,
         `RemoteError` when the responder raised. Cancelling forgets the question; a late answer reaches nobody.
         """
-        from .live.requests import ask
-
         running = await self.connect()
         return await ask(running.engine, request, source=self.name, wait=timeout)
 
@@ -359,8 +358,6 @@ class Bus:
         the longest silence: `RequestTimeout` before the first sign of life, `StreamBroken` when the responder dies
         later. Leaving the iteration early (with `contextlib.aclosing`, at once) ends the responder's generator too.
         """
-        from .live.requests import ask_stream
-
         running = await self.connect()
         async with aclosing(
             ask_stream(running.engine, self.clock, request, source=self.name, silence=timeout)
@@ -382,7 +379,6 @@ class Bus:
         they do not. Raises `NoResponder` at once when nobody is there.
         """
         from .live.gather import AskingAll
-        from .live.requests import question
 
         running = await self.connect()
         spec, body, headers = question(request, self.name)

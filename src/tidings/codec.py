@@ -19,10 +19,10 @@ from .errors import ConfigError, DecodeError, InvalidMessage
 MAX_DEPTH: Final = 64
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+# NUL, and what msgspec makes of NaN and infinity: null as a value, a word as a key. Nearly no message has any of it.
+_ODD = re.compile(rb'null|"nan"|inf"|\\u0000')
 # An unclosed string is taken to the end in one step: else each of its quotes would be tried as a beginning.
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
-# What msgspec makes of NaN and infinity: null as a value, a word as a key.
-_MAY_BE_NAN = re.compile(rb'null|"nan"|inf"')
 
 
 class Codec(Protocol):
@@ -57,22 +57,20 @@ class _Msgspec:
     def encode(self, value: Any) -> bytes:
         try:
             body = self._encoder.encode(value)
-            if _MAY_BE_NAN.search(body):
+            if _ODD.search(body):
+                _refuse_nul(body)
                 _refuse_nan(msgspec.to_builtins(value, enc_hook=_to_plain))
         except (TypeError, ValueError, RecursionError) as error:
             raise _unwritable(value, error) from error
-        body = _checked(body)
+        _refuse_depth(body)
         if self._typed:
-            self._check_arrival(value, body)
+            # msgspec checks fields when it decodes, not when an instance is made: do it while the publisher can hear
+            # of it, not when the message has become a dead letter.
+            try:
+                self._decode(body)
+            except DecodeError as error:
+                raise InvalidMessage(f"{type(value).__name__} would be refused on arrival: {error}") from error
         return body
-
-    def _check_arrival(self, value: Any, body: bytes) -> None:
-        """msgspec checks fields when it decodes, not when an instance is made: do it while the publisher can hear of
-        it, not when the message has become a dead letter."""
-        try:
-            self._decode(body)
-        except DecodeError as error:
-            raise InvalidMessage(f"{type(value).__name__} would be refused on arrival: {error}") from error
 
     def decode(self, body: bytes) -> Any:
         check_depth(body)
@@ -107,11 +105,13 @@ class _Pydantic:
     def encode(self, value: Any) -> bytes:
         try:
             body = msgspec.json.encode(self._adapter.dump_python(value, mode="json", by_alias=True))
-            if _MAY_BE_NAN.search(body):
+            if _ODD.search(body):
+                _refuse_nul(body)
                 self._refuse_nan(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise _unwritable(value, error) from error
-        return _checked(body)
+        _refuse_depth(body)
+        return body
 
     def decode(self, body: bytes) -> Any:
         check_depth(body)
@@ -168,12 +168,14 @@ def _refused(error: Exception) -> DecodeError:
     return DecodeError("invalid", f"its type refused it: {type(error).__name__}: {error}")
 
 
-def _checked(body: bytes) -> bytes:
-    if b"\\u0000" in body and _NUL.search(body):
+def _refuse_nul(body: bytes) -> None:
+    if _NUL.search(body):
         raise InvalidMessage("the text has a NUL character, which databases cannot store")
+
+
+def _refuse_depth(body: bytes) -> None:
     if _too_deep(body):
         raise InvalidMessage(f"the value is nested deeper than {MAX_DEPTH} levels: nobody would read it")
-    return body
 
 
 def check_depth(body: bytes) -> None:

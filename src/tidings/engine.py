@@ -191,7 +191,12 @@ class Space(msgspec.Struct, frozen=True):
 
     def takes(self, size: int) -> bool:
         """Whether publishers may add so many bytes."""
-        return self.limit < 0 or self.used + size <= self.limit * FOR_PUBLISHERS
+        return size <= self.room
+
+    @property
+    def room(self) -> float:
+        """Bytes that publishers may still add; infinite without a limit."""
+        return float("inf") if self.limit < 0 else self.limit * FOR_PUBLISHERS - self.used
 
 
 class Record(msgspec.Struct, frozen=True):

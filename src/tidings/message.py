@@ -7,11 +7,10 @@ A message without any header, from any client in any language, is a message all 
 from __future__ import annotations
 
 import os
-import struct
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -36,6 +35,10 @@ EXPIRY: Final = "ce-expirytime"
 TRACEPARENT: Final = "traceparent"
 
 _FOLLOW_UPS: Final = uuid.UUID("5f0b1f0e-4c61-5d0f-9d58-3b9a4a6f5c11")
+_COUNTS: Final = 1 << 26
+"""Ids of one millisecond."""
+_DRAWN: Final = 256
+"""Ids for which noise is drawn at a time."""
 
 
 class Message(Generic[T]):
@@ -154,13 +157,7 @@ def compose(
     expires: float | None = None,
 ) -> Outgoing:
     """Write a message for the wire."""
-    headers = {
-        ID: encode_header(id),
-        TYPE: encode_header(ce_type),
-        SOURCE: encode_header(source),
-        TIME: _rfc3339(now),
-        SPEC_VERSION: "1.0",
-    }
+    headers = {ID: encode_header(id), **_lasting(ce_type, source), TIME: _rfc3339(now)}
     if key is not None:
         headers[KEY] = encode_header(key)
     if expires is not None:
@@ -175,6 +172,13 @@ def compose(
     return Outgoing(subject, body, headers, id, not_before)
 
 
+@lru_cache(maxsize=1024)
+def _lasting(ce_type: str, source: str) -> dict[str, str]:
+    """The headers that are the same for all messages of a type."""
+    return {TYPE: encode_header(ce_type), SOURCE: encode_header(source), SPEC_VERSION: "1.0"}
+
+
+@lru_cache(maxsize=16)
 def _rfc3339(seconds: float) -> str:
     # Rounded here, not by `datetime`: the parts must agree on which second it is.
     whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
@@ -205,37 +209,45 @@ def decode_header(value: str) -> str:
 
 def header_size(headers: Mapping[str, str]) -> int:
     """Bytes of a header block on the wire."""
-    return 12 + sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
+    return 12 + len("".join(headers)) + len("".join(headers.values())) + 4 * len(headers)
 
 
 class _IdMaker:
-    """UUIDv7 (RFC 9562): milliseconds, then a counter that rises within one, so that ids of a process sort."""
+    """UUIDv7 (RFC 9562): milliseconds, a counter that rises within one, so that ids of a process sort, and 48 random
+    bits. What the ids of one millisecond have in common is written once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last = 0
-        self._noise: Iterator[tuple[int, int]] = iter(())
+        self._millisecond = 0
+        self._begins = ""
+        """The text of an id up to its counter."""
+        self._count = 0
+        self._noise: list[str] = []
 
     def __call__(self) -> str:
         now = time.time_ns() // 1_000_000
         with self._lock:
-            high, low = next(self._noise, (0, 0))
-            if not high:
+            if not self._noise:
                 # Asking the system costs as much as all the rest: for many at a time.
-                self._noise = struct.iter_unpack(">QI", os.urandom(12 * 64))
-                high, low = next(self._noise)
-            stamp = now << 42 | high & ((1 << 41) - 1)
-            self._last = stamp = max(stamp, self._last + 1)
-        value = (stamp >> 42) << 80 | 0x7 << 76 | ((stamp >> 30) & 0xFFF) << 64
-        value |= 0b10 << 62 | (stamp & 0x3FFFFFFF) << 32 | low
-        text = f"{value:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+                drawn = os.urandom(6 * _DRAWN).hex()
+                self._noise = [drawn[at : at + 12] for at in range(0, 12 * _DRAWN, 12)]
+            if now > self._millisecond or self._count == _COUNTS - 1:
+                self._begin(max(now, self._millisecond + 1))
+            self._count = count = self._count + 1
+            begins, noise = self._begins, self._noise.pop()
+        return f"{begins}{count >> 14:03x}-{0x8000 | count & 0x3FFF:04x}-{noise}"
+
+    def _begin(self, millisecond: int) -> None:
+        """Count on from somewhere in the lower half: others that begin now count from elsewhere."""
+        text = f"{millisecond:012x}"
+        self._millisecond, self._begins = millisecond, f"{text[:8]}-{text[8:]}-7"
+        self._count = int(self._noise[0], 16) % (_COUNTS // 2)
 
     def after_fork(self) -> None:
         """Another thread of the parent may have held the lock, and nobody is left to give it back; and the parent goes
         on with the same noise."""
         self._lock = threading.Lock()
-        self._noise = iter(())
+        self._noise = []
 
 
 new_id = _IdMaker()

@@ -6,15 +6,15 @@ messages take the same two steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Final, Protocol, TypeVar, overload
 
 import msgspec
 
 from .clock import Clock
-from .codec import codec_for
-from .engine import Engine, Outgoing
+from .codec import Codec, codec_for
+from .engine import Engine, Outgoing, Stored
 from .errors import ConfigError, InvalidMessage, TooLarge, Unconfirmed
 from .events import spec_of
 from .message import Message, compose, current_message, header_size, new_id
@@ -23,6 +23,9 @@ from .subjects import check_subject, within
 from .watching.progress import Progress
 
 E = TypeVar("E")
+
+_FORMS: Final = 4096
+"""Kinds of messages that a publisher remembers."""
 
 
 class Waiting(Protocol):
@@ -72,6 +75,35 @@ class Receipt(msgspec.Struct, frozen=True, repr_omit_defaults=True):
         return self.waiting
 
 
+class _Form(msgspec.Struct, frozen=True):
+    """What all messages of a class, or on a subject, have in common."""
+
+    subject: str
+    ce_type: str
+    codec: Codec
+    key: str | None = None
+    """The field that orders them."""
+    plain: bool = False
+    """No class says what they are: the body is given beside the subject."""
+
+
+def _form_of_subject(subject: str) -> _Form:
+    check_subject(subject)
+    return _Form(subject, subject, codec_for(Any), plain=True)
+
+
+def _form_of_class(cls: type) -> _Form:
+    spec = spec_of(cls)
+    if spec is None:
+        raise InvalidMessage(
+            f"publish() takes an event, or a subject and a body; {cls.__name__} has no subject: derive it "
+            'from tidings.Event or decorate it with @tidings.event("events.…")'
+        )
+    if spec.is_request:
+        raise InvalidMessage(f"{cls.__name__} is a request: ask with bus.request(…)")
+    return _Form(spec.subject, spec.ce_type, codec_for(spec.type), spec.key)
+
+
 class Publisher:
     """Writes messages for one bus."""
 
@@ -81,6 +113,7 @@ class Publisher:
         self.source = source
         self.roots = tuple(roots)
         self.clock = clock
+        self._forms: dict[Any, _Form] = {}
         self.waiting: Waiting | None = None
         """What follows messages for the receipts given out."""
 
@@ -97,21 +130,17 @@ class Publisher:
         cause: Message[Any] | None = None,
     ) -> Outgoing:
         """The message for an event, or for a subject and a plain body. Raises `InvalidMessage`; sends nothing."""
-        subject, ce_type, codec, value, field = self._describe(what, body)
-        if not within(self.roots, subject):
-            raise InvalidMessage(
-                f"{subject!r} is outside the durable subjects {', '.join(self.roots)}: publish stores events; for what "
-                "only present listeners need, use broadcast; other durable subjects are given by Bus(roots=…)"
-            )
-        if key is None and field is not None and (own := getattr(value, field)) is not None:
+        form = self._form(what, body)
+        value = body if form.plain else what
+        if key is None and form.key is not None and (own := getattr(value, form.key)) is not None:
             key = str(own)
         now = self.clock.time()
-        due = _due(now, delay, at)
+        due = _due(now, delay, at) if delay is not None or at is not None else None
         message = compose(
-            subject,
-            codec.encode(value),
+            form.subject,
+            form.codec.encode(value),
             id=check_id(id) if id is not None else new_id(),
-            ce_type=ce_type,
+            ce_type=form.ce_type,
             source=self.source,
             now=now,
             key=check_key(key) if key is not None else None,
@@ -119,41 +148,81 @@ class Publisher:
             not_before=due,
             expires=None if expires is None else _over(now, due, expires),
         )
-        size = len(message.body) + len(subject) + header_size(message.headers)
-        if size > self.engine.max_message:
-            raise TooLarge(size, self.engine.max_message)
+        return self._fitting(message, self.engine.max_message)
+
+    def compose_many(self, events: Iterable[Any]) -> list[Outgoing]:
+        """`compose` for many events of one moment."""
+        now, cause, most, source = self.clock.time(), current_message.get(), self.engine.max_message, self.source
+        messages = []
+        for event in events:
+            form = self._form(event, None)
+            value = None if form.plain else event
+            own = None if form.key is None else getattr(value, form.key)
+            key = None if own is None else check_key(str(own))
+            body = form.codec.encode(value)
+            message = compose(
+                form.subject, body, id=new_id(), ce_type=form.ce_type, source=source, now=now, key=key, cause=cause
+            )
+            messages.append(self._fitting(message, most))
+        return messages
+
+    def _fitting(self, message: Outgoing, most: int) -> Outgoing:
+        size = len(message.body) + len(message.subject) + header_size(message.headers)
+        if size > most:
+            raise TooLarge(size, most)
         return message
 
-    def _describe(self, what: Any, body: Any) -> tuple[str, str, Any, Any, str | None]:
+    def _form(self, what: Any, body: Any) -> _Form:
+        """Looked up, but for the first message of its kind."""
         if isinstance(what, str):
-            check_subject(what)
-            return what, what, codec_for(Any), body, None
-        spec = spec_of(type(what))
-        if spec is not None and body is not None:
+            kind: Any = what
+        elif body is None or spec_of(type(what)) is None:
+            kind = type(what)
+        else:
             raise InvalidMessage(f"{type(what).__name__} is the whole message: give no body beside it")
-        if spec is None:
+        form = self._forms.get(kind)
+        if form is None:
+            form = _form_of_subject(kind) if isinstance(kind, str) else _form_of_class(kind)
+            self._check_durable(form.subject)
+            if len(self._forms) >= _FORMS:
+                self._forms.clear()
+            self._forms[kind] = form
+        return form
+
+    def _check_durable(self, subject: str) -> None:
+        if not within(self.roots, subject):
             raise InvalidMessage(
-                f"publish() takes an event, or a subject and a body; {type(what).__name__} has no subject: derive it "
-                'from tidings.Event or decorate it with @tidings.event("events.…")'
+                f"{subject!r} is outside the durable subjects {', '.join(self.roots)}: publish stores events; for what "
+                "only present listeners need, use broadcast; other durable subjects are given by Bus(roots=…)"
             )
-        if spec.is_request:
-            raise InvalidMessage(f"{type(what).__name__} is a request: ask with bus.request(…)")
-        return spec.subject, spec.ce_type, codec_for(spec.type), what, spec.key
 
     async def send(self, messages: Sequence[Outgoing]) -> list[Receipt]:
         """Store them, in order. Raises `Unconfirmed` with their receipts when the answer stays away."""
         if not messages:
             return []
         try:
-            stored = await self.engine.publish(messages)
+            return self._receipts(messages, await self.engine.publish(messages))
         except Unconfirmed as error:
-            raise Unconfirmed(
-                str(error), tuple(Receipt(m.id, m.subject, waiting=self.waiting) for m in messages)
-            ) from error
+            raise self._unconfirmed(messages, error) from error
+
+    async def send_one(self, message: Outgoing) -> Receipt:
+        """`send` for one, with little to be kept for those who wait by the thousand."""
+        try:
+            [place] = await self.engine.publish((message,))
+        except Unconfirmed as error:
+            raise self._unconfirmed((message,), error) from error
+        return Receipt(message.id, message.subject, place.position, place.duplicate, self.waiting)
+
+    def _receipts(self, messages: Sequence[Outgoing], places: Sequence[Stored]) -> list[Receipt]:
+        waiting = self.waiting
         return [
-            Receipt(message.id, message.subject, place.position, place.duplicate, self.waiting)
-            for message, place in zip(messages, stored, strict=True)
+            Receipt(message.id, message.subject, place.position, place.duplicate, waiting)
+            for message, place in zip(messages, places, strict=True)
         ]
+
+    def _unconfirmed(self, messages: Sequence[Outgoing], error: Unconfirmed) -> Unconfirmed:
+        receipts = tuple(Receipt(message.id, message.subject, waiting=self.waiting) for message in messages)
+        return Unconfirmed(str(error), receipts)
 
 
 def check_id(id: str) -> str:

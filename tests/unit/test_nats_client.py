@@ -90,7 +90,7 @@ async def test_a_ping_answers_for_what_was_sent_before(
     assert isinstance(connection._client, LeanClient) == (known != "0.0.")
     got: list[Frame] = []
     await connection.subscribe("to.*", "", got.append)
-    connection.send([(f"to.{n}", "back", {"n": str(n)}, b"x" * n) for n in range(300)])
+    connection.send([(f"to.{n}", "back", f"n: {n}\r\n", b"x" * n) for n in range(300)])
     connection.send_each([f"to.{n}" for n in range(300)], b"+ACK")
     await connection.ping()
     await connection.close()

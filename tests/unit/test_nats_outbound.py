@@ -12,16 +12,17 @@ from nats.aio.client import __version__ as version
 
 from nats_server import NatsServer
 from tidings.engines.nats import outbound
-from tidings.engines.nats.outbound import Parcel, frame, outlet_of
+from tidings.engines.nats.outbound import Parcel, frame, lines_of, outlet_of
 
 PATIENCE = 60.0
-PARCELS: list[Parcel] = [
+MESSAGES: list[tuple[str, str, dict[str, str] | None, bytes]] = [
     ("there.1", "", None, b""),
     ("there.2", "back", None, b"\x00\r\n body"),
     ("there.3", "", {"ce-id": "1", "Empty": ""}, b"x"),
     ("there.4", "back", {"ce-source": "a b"}, b""),
     ("there.5", "back", {"Foreign": "ä€"}, b"y" * 70_000),
 ]
+PARCELS: list[Parcel] = [(subject, reply, lines_of(headers), body) for subject, reply, headers, body in MESSAGES]
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
     server.kill()
 
 
-async def sent(server: NatsServer, parcels: list[Parcel], times: int = 1) -> list[Parcel]:
+async def sent(
+    server: NatsServer, parcels: list[Parcel], times: int = 1
+) -> list[tuple[str, str, dict[str, str] | None, bytes]]:
     """What a subscriber gets of what leaves another connection."""
     receiver, sender = Client(), Client()
     await receiver.connect(server.url)
@@ -55,7 +58,7 @@ async def sent(server: NatsServer, parcels: list[Parcel], times: int = 1) -> lis
 async def test_what_is_sent_arrives(server: NatsServer, monkeypatch: pytest.MonkeyPatch, known: str) -> None:
     """By either way subject, reply, headers and body arrive as they are, and in order."""
     monkeypatch.setattr(outbound, "KNOWN", known)
-    assert await sent(server, PARCELS, times=30) == PARCELS * 30
+    assert await sent(server, PARCELS, times=30) == MESSAGES * 30
 
 
 async def test_nothing_overtakes_what_nats_py_has_queued(server: NatsServer) -> None:
@@ -66,6 +69,35 @@ async def test_nothing_overtakes_what_nats_py_has_queued(server: NatsServer) -> 
         heard = await client.subscribe("there.*")
         outlet_of(client).send([PARCELS[0]])
         assert (await heard.next_msg(timeout=PATIENCE)).subject == "there.1"
+    finally:
+        await client.close()
+
+
+async def test_what_is_sent_in_one_turn_takes_few_writes(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first message leaves at once, those behind it together when the loop turns, and all arrive in their order."""
+    monkeypatch.setattr(outbound, "_COMPANY", PATIENCE)
+    client = Client()
+    await client.connect(server.url)
+    writes: list[bytes] = []
+    try:
+        heard = await client.subscribe("there.*")
+        await client.flush()
+        outlet = outlet_of(client)
+        assert isinstance(outlet, outbound._Joined)
+        write = outlet._writer.write
+
+        def written(data: bytes) -> None:
+            writes.append(data)
+            write(data)
+
+        monkeypatch.setattr(outlet._writer, "write", written)
+        for number in range(20):
+            outlet.send([(f"there.{number}", "", "", b"x")])
+        assert len(writes) == 1
+        assert outlet.waiting >= 19 * len(frame(("there.1", "", "", b"x")))
+        got = [(await heard.next_msg(timeout=PATIENCE)).subject for _ in range(20)]
+        assert got == [f"there.{number}" for number in range(20)]
+        assert len(writes) == 2
     finally:
         await client.close()
 
@@ -96,5 +128,5 @@ async def test_a_lost_connection_ends_the_long_way(server: NatsServer, monkeypat
 
 def test_a_frame_without_headers_is_a_pub() -> None:
     """Sizes count bytes, not characters."""
-    assert frame(("a.b", "r", None, b"12345")) == b"PUB a.b r 5\r\n12345\r\n"
-    assert frame(("a", "", {"N": "ä"}, b"1")) == "HPUB a  19 20\r\nNATS/1.0\r\nN: ä\r\n\r\n".encode() + b"1\r\n"
+    assert frame(("a.b", "r", "", b"12345")) == b"PUB a.b r 5\r\n12345\r\n"
+    assert frame(("a", "", "N: ä\r\n", b"1")) == "HPUB a  19 20\r\nNATS/1.0\r\nN: ä\r\n\r\n".encode() + b"1\r\n"

@@ -14,6 +14,7 @@ from tidings.engines.nats import Address, NatsEngine, sending
 from tidings.engines.nats.api import JetStream
 from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Denied, Link
+from tidings.engines.nats.outbound import lines_of
 from tidings.engines.nats.pace import FEW, Pace
 from tidings.engines.nats.sending import LARGEST, Item, Sender
 from tidings.errors import EngineUnavailable, StoreFull
@@ -155,7 +156,7 @@ async def test_a_condition_that_fails_is_one_callers_own(start: Start, link: Lin
     sender = Sender(link, LAYOUT, Pace(True), 10.0)
     good = [event(n) for n in range(30)]
     bad = Outgoing(subject, b"{}", {"Nats-Expected-Last-Subject-Sequence": "99"}, "bad")
-    calls = [sender.send([Item(message, 10, 0.0)]) for message in [*good[:15], bad, *good[15:]]]
+    calls = [sender.send([Item(message, lines_of(message.headers), 0.0)]) for message in [*good[:15], bad, *good[15:]]]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, BaseException)]
     assert len(refused) == 1

@@ -18,7 +18,7 @@ from tidings.engines.nats.wire import (
     MAX_HEADERS,
     Origin,
     Token,
-    check,
+    checked,
     clean,
     copied,
     death_of,
@@ -70,21 +70,21 @@ def test_foreign_headers_are_taken_as_they_are() -> None:
 def test_bad_headers_are_refused(headers: dict[str, str], id: str) -> None:
     """What would not arrive as it is, or would mean something to the server, is refused before the wire."""
     with pytest.raises(InvalidMessage):
-        check(Outgoing("events.a", b"{}", headers, id), 1_000_000)
+        checked(Outgoing("events.a", b"{}", headers, id), 1_000_000)
 
 
 def test_size_counts_headers_and_subject() -> None:
     """The limit holds for body, headers and subject together, to the byte."""
-    check(Outgoing("events.a", b"x" * 85, {"abc": ""}, "1"), 100)
+    checked(Outgoing("events.a", b"x" * 85, {"abc": ""}, "1"), 100)
     with pytest.raises(TooLarge):
-        check(Outgoing("events.a", b"x" * 86, {"abc": ""}, "1"), 100)
+        checked(Outgoing("events.a", b"x" * 86, {"abc": ""}, "1"), 100)
 
 
 @pytest.mark.parametrize("when", [FAR, float("inf"), float("nan")])
 def test_far_future_is_refused(when: float) -> None:
     """A time beyond the server's arithmetic would fire at once, and is refused."""
     with pytest.raises(InvalidMessage):
-        check(Outgoing("events.a", b"", {}, "1", when), 1000)
+        checked(Outgoing("events.a", b"", {}, "1", when), 1000)
 
 
 @given(st.floats(0, FAR))

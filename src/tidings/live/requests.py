@@ -37,6 +37,7 @@ from ..message import (
 from ..publisher import Publisher
 from ..registry import Plan
 from ..signals import ERROR
+from ..stepping import within
 from ..subjects import matches
 from ..unit import Unit, Units
 from ..work.handling import (
@@ -46,6 +47,7 @@ from ..work.handling import (
     error_name,
     error_text,
     is_stopping,
+    late,
     line_of,
     provided,
     time_limit,
@@ -55,6 +57,8 @@ from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
 log = logging.getLogger("tidings.requests")
 
 ERROR_TEXT: Final = "tidings-error-text"
+_NOTHING: Final = AsyncExitStack()
+"""Of what providers give, where there are none."""
 
 
 def question(request: Any, source: str) -> tuple[EventSpec, bytes, Headers]:
@@ -113,7 +117,9 @@ class Responding:
         self.streams = inspect.isasyncgenfunction(handler.function)
         self._publisher = publisher
         self._limit = handler.options.timeout or limit
+        self._question = codec_for(spec.type)
         self._codec = codec_for(spec.reply)
+        self._provided = any(parameter.kind == "provided" for parameter in plan.parameters)
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -124,15 +130,15 @@ class Responding:
         """Answer one request; errors become error replies, so the asker never waits for nothing."""
         clock = self._publisher.clock
         entry = Entry(0, subject, clock.time(), headers, body)
-        id = decode_header(headers[ID]) if ID in headers else new_id()
+        given = headers.get(ID)
+        id = new_id() if given is None else decode_header(given)
         with message_context(message_id=id, subject=subject):
             try:
-                data = codec_for(self.spec.type).decode(body or b"{}")
+                data = self._question.decode(body or b"{}")
                 message = Message(entry, data, id=id)
                 if self.streams:
                     return await self._stream(message)
-                async with time_limit(clock, self._limit):
-                    written = await self._run(message)
+                written = await within(clock, self._limit, self._run(message), self._late)
                 return Reply(written, {ID: new_id(), CAUSATION: encode_header(id)})
             except AskerGone as error:
                 log.info("the asker of a stream has gone: %s", error)
@@ -147,6 +153,9 @@ class Responding:
             except (Exception, SystemExit) as error:
                 # An exit let out would end the event loop and leave a process that lives and does nothing.
                 return _failed(error, error_text(error))
+
+    def _late(self) -> Exception:
+        return late(self._limit)
 
     async def _run(self, message: Message[Any]) -> bytes:
         with being_handled(message, self.plan.transactional):
@@ -195,6 +204,8 @@ class Responding:
                 yield self._codec.encode(item)
 
     async def _call(self, message: Message[Any], unit: Unit | None) -> Any:
+        if not self._provided:
+            return await self._answer(message, unit, _NOTHING)
         async with AsyncExitStack() as stack:
             return await self._answer(message, unit, stack)
 

@@ -189,7 +189,7 @@ class Handling:
         return [*turn.ready, *turn.behind]
 
     def _late(self) -> TimeUp:
-        return _late(self.limit)
+        return late(self.limit)
 
     async def _transact(
         self, units: Units, delivery: Delivery, message: Message[Any], cut_off: list[Outgoing]
@@ -403,7 +403,7 @@ def line_of(error: BaseException) -> str:
     return f"{error_name(error)}: {error_text(error)}".splitlines()[0][:300]
 
 
-def _late(seconds: float) -> TimeUp:
+def late(seconds: float) -> TimeUp:
     return TimeUp(f"the handler was still running after {seconds:g} s and was cancelled")
 
 
@@ -416,7 +416,7 @@ async def time_limit(clock: Clock, seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         if scope is not None and scope.expired():
-            raise _late(seconds) from None
+            raise late(seconds) from None
         raise
 
 
@@ -431,15 +431,22 @@ async def answering(clock: Clock) -> AsyncIterator[None]:
         raise Away(silent, sure=True) from None
 
 
-@contextmanager
-def being_handled(message: Message[Any] | None, transactional: bool) -> typing.Iterator[None]:
+class being_handled:  # noqa: N801  (used as a function is; a class costs a third of a generator)
     """What is published inside is caused by the message; what a batch publishes, by none of its messages alone."""
-    one, other = current_message.set(message), in_transaction.set(transactional)
-    try:
-        yield
-    finally:
-        in_transaction.reset(other)
-        current_message.reset(one)
+
+    __slots__ = ("_before", "_message", "_transactional")
+
+    def __init__(self, message: Message[Any] | None, transactional: bool) -> None:
+        self._message = message
+        self._transactional = transactional
+
+    def __enter__(self) -> None:
+        self._before = current_message.set(self._message), in_transaction.set(self._transactional)
+
+    def __exit__(self, *_: object) -> None:
+        message, transaction = self._before
+        in_transaction.reset(transaction)
+        current_message.reset(message)
 
 
 async def provided(provider: Provider, stack: AsyncExitStack) -> Any:

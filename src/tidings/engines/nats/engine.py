@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final
+from typing import Any, Final
 
 from ...clock import Clock, SystemClock
 from ...engine import (
@@ -88,7 +88,7 @@ class NatsEngine:
         self._mode: Mode = mode
         self._groups = Groups(self._js, self._layout)
         self._gauge = Gauge(self._js, self._layout)
-        self._publisher = Publisher(self._js, self._layout, self._clock, self._gauge.admit, fsyncs)
+        self._publisher = Publisher(self._js, self._layout, self._clock, self._gauge, fsyncs)
         self._purger = Purger(self._js, self._layout)
         self._settler = Settler(self._js, self._layout, self._clock, self._forget_delivery)
         self._graveyard = Graveyard(self._js, self._layout, self._groups)
@@ -180,9 +180,9 @@ class NatsEngine:
             await puller.stop()
         await self._groups.forget(group)
 
-    async def publish(self, messages: Sequence[Outgoing]) -> list[Stored]:
+    def publish(self, messages: Sequence[Outgoing]) -> Coroutine[Any, Any, list[Stored]]:
         self._check_open()
-        return await self._publisher.publish(messages, self.max_message)
+        return self._publisher.publish(messages, self.max_message)
 
     async def delayed(self, limit: int) -> list[Outgoing]:
         self._check_open()
@@ -277,9 +277,9 @@ class NatsEngine:
         self._check_open()
         return self._live.listen(channels)
 
-    async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
+    def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Coroutine[Any, Any, Reply]:
         self._check_open()
-        return await self._live.request(subject, body, headers, timeout)
+        return self._live.request(subject, body, headers, timeout)
 
     def serve(self, subject: str, group: str, responder: Responder) -> AbstractAsyncContextManager[None]:
         self._check_open()

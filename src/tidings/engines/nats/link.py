@@ -9,13 +9,13 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeAlias
 
 from ...errors import Closed, EngineError, EngineUnavailable, NotAllowed, StoreFull, TooLarge
 from .connection import BACKLOG, Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
-from .outbound import Parcel
+from .outbound import Parcel, lines_of
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -175,13 +175,13 @@ class Link:
         await asyncio.gather(*self._closing)
 
     async def publish(
-        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, reply: str = ""
+        self, subject: str, body: bytes = b"", headers: Mapping[str, str] | str | None = None, reply: str = ""
     ) -> None:
-        """Send now or raise `Disconnected`. Raises `TooLarge` for what would make the server hang up."""
+        """Send now or raise `Disconnected`. Raises `TooLarge` for what would make the server hang up. Headers may be
+        given as lines."""
         connection = self._usable()
-        size = len(body)
-        if headers:
-            size += 12 + 4 * len(headers) + sum(map(len, headers)) + sum(map(len, map(str.encode, headers.values())))
+        lines = headers if isinstance(headers, str) else lines_of(headers)
+        size = len(body) + (len(lines if lines.isascii() else lines.encode()) + 12 if lines else 0)
         if size > connection.max_payload:
             raise TooLarge(size, connection.max_payload)
         if len(subject) + len(reply) > MAX_CONTROL_LINE - 64:
@@ -189,7 +189,7 @@ class Link:
         try:
             if connection.waiting > BACKLOG:
                 await connection.room()
-            connection.send(((subject, reply, headers, body),))
+            connection.send(((subject, reply, lines, body),))
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error
 
@@ -220,7 +220,7 @@ class Link:
         self._answers.pop(reply.rpartition(".")[2], None)
 
     async def ask(
-        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self, subject: str, body: bytes = b"", headers: Mapping[str, str] | str | None = None
     ) -> asyncio.Future[Frame]:
         """Send a question; the future gets the first answer, `Disconnected` when it is lost on the way, or `Denied`."""
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
@@ -234,7 +234,7 @@ class Link:
         return future
 
     async def request(
-        self, subject: str, body: bytes = b"", headers: dict[str, str] | None = None, timeout: float = 5.0
+        self, subject: str, body: bytes = b"", headers: Mapping[str, str] | str | None = None, timeout: float = 5.0
     ) -> Frame:
         """`ask` and wait. Raises `TimeoutError`, `Disconnected`, `Denied`."""
         loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from .connection import Frame, OnFrame
 from .link import Disconnected, Link
 from .services import Endpoint, Services
 from .strangers import answerable
-from .wire import check_headers, clean, size_of
+from .wire import checked_lines, clean
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -30,11 +30,9 @@ class Live:
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
         """See `Engine.broadcast`: True or False."""
-        check_subject(channel)
-        check_headers(headers)
-        self._fits(channel, body, headers)
+        lines = self._checked(channel, body, headers)
         await self._link.ready(self._timeout)
-        answer = await self._link.ask(channel, body, dict(headers) or None)
+        answer = await self._link.ask(channel, body, lines)
         try:
             # With nobody there the server says so before it answers the ping of `flush`.
             await self._link.flush()
@@ -65,16 +63,15 @@ class Live:
 
     async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
         """See `Engine.request`. It is sent once: a responder may not be asked twice for one question."""
-        check_subject(subject)
-        check_headers(headers)
-        self._fits(subject, body, headers)
-        loop = asyncio.get_running_loop()
-        until = loop.time() + timeout
-        await self._link.ready(timeout)
+        lines = self._checked(subject, body, headers)
+        left = timeout
+        if not self._link.connected:
+            clock = asyncio.get_running_loop().time
+            began = clock()
+            await self._link.ready(timeout)
+            left = max(0.0, timeout - (clock() - began))
         try:
-            frame = await self._link.request(
-                subject, body, dict(headers) or None, timeout=max(0.0, until - loop.time())
-            )
+            frame = await self._link.request(subject, body, lines, left)
         except TimeoutError:
             raise RequestTimeout(subject, timeout) from None
         except Disconnected as error:
@@ -125,17 +122,21 @@ class Live:
             reply = await responder(frame.subject, frame.body, clean(frame.headers))
             over(reply.error)
             if answerable(frame.reply):
-                await self._link.publish(frame.reply, reply.body, dict(reply.headers) or None)
+                await self._link.publish(frame.reply, reply.body, reply.headers)
         except (EngineUnavailable, Closed, TooLarge) as error:
             log.warning("the answer to %s could not be sent: %s", frame.subject, error)
         except Exception as error:
             over(type(error).__qualname__)
             log.exception("the responder of %s failed; the asker will run into its timeout", frame.subject)
 
-    def _fits(self, subject: str, body: bytes, headers: Headers) -> None:
-        size = len(subject) + len(body) + size_of(headers)
+    def _checked(self, subject: str, body: bytes, headers: Headers) -> str:
+        """The header lines."""
+        check_subject(subject)
+        lines = checked_lines(headers)
+        size = len(subject) + len(body) + len(lines)
         if size > self._limit():
             raise TooLarge(size, self._limit())
+        return lines
 
 
 def _hears(listener: Backlog, filter: str) -> OnFrame:

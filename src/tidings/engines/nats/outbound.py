@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from nats.aio.client import Client, __version__
@@ -21,8 +21,11 @@ log = logging.getLogger("tidings.engines.nats")
 KNOWN: Final = "2.16."
 """Versions of nats-py whose inside is known here; any other one is used by its public methods only."""
 
-Parcel: TypeAlias = tuple[str, str, Mapping[str, str] | None, bytes]
-"""A message to be sent: subject, reply subject or "", headers, body."""
+_COMPANY: Final = 50e-6
+"""Seconds that a frame waits for others of the same turn of the event loop: a write takes about as long."""
+
+Parcel: TypeAlias = tuple[str, str, str, bytes]
+"""A message to be sent: subject, reply subject or "", header lines or "" (see `lines_of`), body."""
 
 
 class Outlet(Protocol):
@@ -60,44 +63,70 @@ def outlet_of(client: Client) -> Outlet:
     return _Public(client)
 
 
+def lines_of(headers: Mapping[str, str] | None) -> str:
+    """Headers as they are sent. Names and values have been checked by the caller."""
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) if headers else ""
+
+
 def frame(parcel: Parcel) -> bytes:
-    """One message as the protocol has it. Names and values of headers have been checked by the caller."""
-    subject, reply, headers, body = parcel
-    if not headers:
+    """One message as the protocol has it."""
+    subject, reply, lines, body = parcel
+    if not lines:
         return b"%b%b\r\n" % (f"PUB {subject} {reply} {len(body)}\r\n".encode(), body)
-    block = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    size = len(block) + 12 if block.isascii() else len(block.encode()) + 12
-    head = f"HPUB {subject} {reply} {size} {size + len(body)}\r\nNATS/1.0\r\n{block}\r\n".encode()
-    return b"%b%b\r\n" % (head, body)
+    size = (len(lines) if lines.isascii() else len(lines.encode())) + 12
+    head = f"HPUB {subject} {reply} {size} {size + len(body)}\r\nNATS/1.0\r\n{lines}\r\n"
+    return b"%b%b\r\n" % (head.encode(), body)
 
 
 class _Joined:
-    """Frames written at once and together, behind whatever nats-py has queued."""
+    """Frames written together, behind whatever nats-py has queued: the first at once, and those that come after it in
+    the same turn of the event loop some at a time. A write is a call of the system, and costs more than a message does
+    in all else."""
 
     def __init__(self, client: Client, writer: asyncio.StreamWriter) -> None:
         self._client = client
         self._writer = writer
+        self._turning = False
+        """Whether something was written in this turn of the loop."""
+        self._written = 0.0
+        """When, on the loop's clock."""
 
     @property
     def waiting(self) -> int:
         return self._client._pending_data_size + self._writer.transport.get_write_buffer_size()
 
     def send(self, parcels: Sequence[Parcel]) -> None:
-        self._write(map(frame, parcels))
+        self._queue([frame(parcel) for parcel in parcels])
 
     def send_each(self, subjects: Sequence[str], body: bytes) -> None:
         if subjects:
             rest = f"  {len(body)}\r\n{body.decode()}\r\n"
-            self._write((f"PUB {f'{rest}PUB '.join(subjects)}{rest}".encode(),))
+            self._queue([f"PUB {f'{rest}PUB '.join(subjects)}{rest}".encode()])
 
     async def emptied(self) -> None:
         pass
 
-    def _write(self, frames: Iterable[bytes]) -> None:
+    def _queue(self, frames: list[bytes]) -> None:
+        # Where nats-py has its own: it writes what is there when it comes to it, in order.
+        client, loop = self._client, asyncio.get_running_loop()
+        client._pending += frames
+        client._pending_data_size += sum(map(len, frames))
+        if not self._turning:
+            self._turning = True
+            loop.call_soon(self._turned)
+        elif loop.time() - self._written < _COMPANY:
+            return
+        self._write()
+        self._written = loop.time()
+
+    def _turned(self) -> None:
+        self._turning = False
+        if self._client._pending:
+            self._write()
+
+    def _write(self) -> None:
         client = self._client
-        frames = [*client._pending, *frames]
-        client._pending = []
-        client._pending_data_size = 0
+        frames, client._pending, client._pending_data_size = client._pending, [], 0
         self._writer.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
 
@@ -121,7 +150,7 @@ class _Public:
             self._task = asyncio.create_task(self._drain(), name="tidings nats outlet")
 
     def send_each(self, subjects: Sequence[str], body: bytes) -> None:
-        self.send([(subject, "", None, body) for subject in subjects])
+        self.send([(subject, "", "", body) for subject in subjects])
 
     async def emptied(self) -> None:
         if self._task is not None:
@@ -129,11 +158,11 @@ class _Public:
 
     async def _drain(self) -> None:
         while self._queue:
-            subject, reply, headers, body = self._queue.popleft()
+            subject, reply, lines, body = self._queue.popleft()
             self._size -= len(body)
-            given: dict[str, Any] | None = dict(headers) if headers else None
+            headers: dict[str, Any] = dict(line.split(": ", 1) for line in lines.split("\r\n") if line)
             try:
-                await self._client.publish(subject, body, reply, given)
+                await self._client.publish(subject, body, reply, headers or None)
             except Exception as error:  # the connection is gone: whoever waits for an answer is told by its loss
                 log.debug("%s could not be sent: %s", subject, error)
                 self._queue.clear()

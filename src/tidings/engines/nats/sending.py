@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import secrets
 from collections import deque
-from collections.abc import Sequence
 from typing import Final
 
 from ...engine import Outgoing, Stored
@@ -31,41 +30,42 @@ _PAUSES: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.5)
 _NONE: Final[list[Item]] = []
 
 
-class Call:
-    """One caller: its messages, and what became of them."""
+class Call(asyncio.Future[list[Stored]]):
+    """One caller: its messages, and what became of them. It waits for the call itself; cancelling it is its going."""
 
-    __slots__ = ("behind", "future", "left", "results", "sent", "until", "why")
+    __slots__ = ("answers", "behind", "left", "sent", "until", "why")
 
-    def __init__(self, count: int, until: float) -> None:
+    def __init__(self, items: list[Item], until: float) -> None:
+        super().__init__()
+        self.answers: list[Item | Stored] = items  # type: ignore[assignment]
+        """Its messages, each replaced by where it is stored."""
         self.behind: list[Item] = _NONE
         """What has not queued up yet, the last one first: a large call takes its turn like others."""
-        self.future: asyncio.Future[list[Stored]] = asyncio.get_running_loop().create_future()
         self.until = until
-        self.results: list[Stored | None] = [None] * count
-        self.left = count
+        self.left = len(items)
         """Messages without an answer."""
         self.sent = False
         """Whether any of them may have reached the server."""
         self.why = "no answer in time"
 
     def stored(self, index: int, place: Stored) -> None:
-        if self.results[index] is None:
-            self.results[index] = place
+        if isinstance(self.answers[index], Item):
+            self.answers[index] = place
             self.left -= 1
-            if not self.left and not self.future.done():
-                self.future.set_result(self.results)  # type: ignore[arg-type]
+            if not self.left and not self.done():
+                self.set_result(self.answers)  # type: ignore[arg-type]
 
     def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-            self.future.exception()  # whoever asked may have gone
+        if not self.done():
+            self.set_exception(error)
+            self.exception()  # whoever asked may have gone
 
     def give_up(self, patience: float) -> None:
         """Its time is over."""
         error: EngineError = EngineUnavailable(f"nothing was published: {self.why}")
         if self.sent:
             error = Unconfirmed(
-                f"{self.left} of {len(self.results)} messages were not confirmed within {patience:g} s ({self.why}): "
+                f"{self.left} of {len(self.answers)} messages were not confirmed within {patience:g} s ({self.why}): "
                 "stored or not. Publishing again with the same ids is safe"
             )
         self.fail(error)
@@ -74,13 +74,15 @@ class Call:
 class Item:
     """One message of a call."""
 
-    __slots__ = ("call", "index", "last", "late", "message", "size")
+    __slots__ = ("call", "index", "last", "late", "lines", "message", "size")
 
-    def __init__(self, message: Outgoing, size: int, now: float) -> None:
+    def __init__(self, message: Outgoing, lines: str, now: float) -> None:
         self.call: Call
         self.index = 0
         self.message = message
-        self.size = size
+        self.lines = lines
+        """Its own headers as they are sent."""
+        self.size = len(message.subject) + len(lines) + len(message.body)
         self.last = False
         """More of its call queue up when it leaves."""
         self.late = message.not_before is not None and message.not_before > now
@@ -104,7 +106,7 @@ class Flight:
     @property
     def wanted(self) -> bool:
         """Whether anybody still waits for it."""
-        return any(not item.call.future.done() for item in self.items)
+        return any(not item.call.done() for item in self.items)
 
     def arrived(self, answer: Frame | Exception) -> None:
         self.sender.answered(self, answer)
@@ -138,30 +140,30 @@ class Sender:
         self._name = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
-    async def send(self, items: Sequence[Item]) -> list[Stored]:
-        """Store them. Cancelled, what is under way may still be stored, and what is not is dropped."""
-        call = Call(len(items), asyncio.get_running_loop().time() + self._patience)
+    def send(self, items: list[Item]) -> Call:
+        """Store them; the list becomes the answer. Cancelled, what is under way may still be stored, and what is not
+        is dropped."""
+        call = Call(items, asyncio.get_running_loop().time() + self._patience)
         self._calls[call] = None
         for index, item in enumerate(items):
             item.call, item.index = call, index
-        self._waiting.extend(items[:LARGEST])
-        if len(items) > LARGEST:
+        if len(items) <= LARGEST:
+            self._waiting.extend(items)
+        else:
+            self._waiting.extend(items[:LARGEST])
             items[LARGEST - 1].last = True
-            call.behind = list(items[: LARGEST - 1 : -1])
+            call.behind = items[: LARGEST - 1 : -1]
         if not self._scheduled:
             self._board()
             self._schedule()  # whoever comes before the loop turns travels together
         self._watch()
-        try:
-            return await call.future
-        finally:
-            del self._calls[call]
+        return call
 
     # --- boarding ---
 
     def _queue_up(self, call: Call) -> None:
         """Let the next of a call stand in line, at the end: as many as make a batch."""
-        if call.future.done():
+        if call.done():
             return
         self._waiting.extend(reversed(call.behind[-LARGEST:]))
         del call.behind[-LARGEST:]
@@ -172,7 +174,7 @@ class Sender:
         item = self._waiting.popleft()
         if item.last:
             self._queue_up(item.call)
-        return None if item.call.future.done() else item
+        return None if item.call.done() else item
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -240,24 +242,17 @@ class Sender:
     def _launch(self, flight: Flight, parcels: list[Parcel]) -> None:
         """Make its frames, and expect its answer."""
         items = flight.items
-        last = items[-1].message.subject
+        flight.reply = self._link.expect(items[-1].message.subject, flight.arrived)
         if len(items) == 1:
-            subject, headers = self._addressed(items[0])
-            flight.reply = self._link.expect(subject, flight.arrived)
-            parcels.append((subject, flight.reply, headers, items[0].message.body))
+            parcels.append(self._parcel(items[0], flight.reply, ""))
         else:
             self._batch = flight
-            flight.reply = self._link.expect(last, flight.arrived)
-            batch = f"{self._name}{next(self._numbers)}"  # a new one for each try: the server may know the old one
-            for number, item in enumerate(items, 1):
-                subject, headers = self._addressed(item)
-                headers["Nats-Batch-Id"] = batch
-                headers["Nats-Batch-Sequence"] = str(number)
-                if number == len(items):
-                    headers["Nats-Batch-Commit"] = "1"
-                    parcels.append((subject, flight.reply, headers, item.message.body))
-                else:
-                    parcels.append((subject, "", headers, item.message.body))
+            # A new one for each try: the server may know the old one.
+            batch = f"Nats-Batch-Id: {self._name}{next(self._numbers)}\r\nNats-Batch-Sequence: "
+            for number, item in enumerate(items[:-1], 1):
+                parcels.append(self._parcel(item, "", f"{batch}{number}\r\n"))
+            end = f"{batch}{len(items)}\r\nNats-Batch-Commit: 1\r\n"
+            parcels.append(self._parcel(items[-1], flight.reply, end))
         now = asyncio.get_running_loop().time()
         flight.due = now + max((max(item.call.until for item in (items[0], items[-1])) - now) / 2, 0.1)
         flight.tries += 1
@@ -265,15 +260,15 @@ class Sender:
         self._count += len(items)
         self._bytes += flight.size
 
-    def _addressed(self, item: Item) -> tuple[str, dict[str, str]]:
+    def _parcel(self, item: Item, reply: str, more: str) -> Parcel:
         message = item.message
         # The same id on two subjects of a stream would count as one message: identity is both.
-        headers = {"Nats-Msg-Id": f"{message.id} {message.subject}", **message.headers}
+        lines = f"Nats-Msg-Id: {message.id} {message.subject}\r\n{item.lines}{more}"
         if not item.late:
-            return message.subject, headers
-        headers["Nats-Schedule"] = f"@at {rfc3339(message.not_before or 0.0)}"
-        headers["Nats-Schedule-Target"] = self._layout.due(message.subject)
-        return self._layout.schedule(message.subject, message.id), headers
+            return message.subject, reply, lines, message.body
+        due, target = rfc3339(message.not_before or 0.0), self._layout.due(message.subject)
+        lines = f"{lines}Nats-Schedule: @at {due}\r\nNats-Schedule-Target: {target}\r\n"
+        return self._layout.schedule(message.subject, message.id), reply, lines, message.body
 
     # --- landing ---
 
@@ -308,7 +303,7 @@ class Sender:
                 self._take_apart(flight)
             else:
                 for item in flight.items:
-                    item.call.fail(error)
+                    self._fail(item.call, error)
             return
         if ack is None and len(flight.items) > 1 and flight.tries > len(_PAUSES):
             self._take_apart(flight)  # what only holds up one of them shall not hold up the others
@@ -319,12 +314,22 @@ class Sender:
             asyncio.get_running_loop().call_later(pause, self._repeat, flight, "")
         elif len(flight.items) == 1:
             item = flight.items[0]
-            item.call.stored(item.index, self._stored(ack))
+            self._tell(item, self._stored(ack))
         elif ack.count == len(flight.items):
             for place, item in enumerate(flight.items, ack.seq - ack.count + 1):
-                item.call.stored(item.index, Stored(place))
+                self._tell(item, Stored(place))
         else:
             self._take_apart(flight)
+
+    def _tell(self, item: Item, place: Stored) -> None:
+        call = item.call
+        call.stored(item.index, place)
+        if not call.left:
+            self._calls.pop(call, None)
+
+    def _fail(self, call: Call, error: BaseException) -> None:
+        call.fail(error)
+        self._calls.pop(call, None)
 
     def _stored(self, ack: Ack) -> Stored:
         # The sequence of a schedule is one of Control, and no place in the log.
@@ -382,12 +387,13 @@ class Sender:
         """Nobody can be helped: who has sent something is told that it may be stored."""
         self._waiting.clear()
         self._again.clear()
-        for call in list(self._calls):
+        for call in self._calls:
             if isinstance(error, StoreFull) and call.sent:
                 call.why = str(error)
                 call.give_up(self._patience)
             else:
                 call.fail(type(error)(str(error)))
+        self._calls.clear()
 
     def _watch(self) -> None:
         if self._timer is None:
@@ -402,8 +408,9 @@ class Sender:
             if self._landed(flight):
                 self._repeat(flight, "no answer in time")
         for call in list(self._calls):
-            if call.until > now:
-                break
-            call.give_up(self._patience)
+            if call.until <= now:
+                call.give_up(self._patience)
+            if call.done():  # given up, or cancelled
+                del self._calls[call]
         if self._calls:
             self._watch()

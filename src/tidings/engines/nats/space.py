@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import Any, Final
 
 from ...engine import Space
@@ -28,6 +29,8 @@ class Gauge:
         self._spaces: list[Space] = []
         self._asked = 0.0
         self._added = 0
+        self._room = 0.0
+        """Bytes that publishers may have added since the last answer."""
         self._asking: asyncio.Task[None] | None = None
 
     def close(self) -> None:
@@ -46,14 +49,21 @@ class Gauge:
             account = None
         return _spaces(account, await self._js.stream(self._layout.events))
 
-    async def admit(self, size: int) -> None:
-        """Count what is about to be published. Raises `StoreFull` when publishers may add no more."""
+    def has_room(self, size: int) -> bool:
+        """Whether it is known that so many bytes may be published; then they are counted."""
         if not self._js.link.connected:
-            return
+            return True
+        if not self._asked or self._added + size > self._room:
+            return False
+        if self._age > _FRESH:
+            self._ask()
+        self._added += size
+        return True
+
+    async def make_room(self, size: int) -> None:
+        """Count what is about to be published. Raises `StoreFull` when publishers may add no more."""
         if not self._asked or (self._refusing(size) and self._age > _FRESH / 10):
             await asyncio.wait([self._ask()])  # the first time, or somebody may have made space meanwhile
-        elif self._age > _FRESH:
-            self._ask()
         if (space := self._refusing(size)) is not None:
             raise StoreFull(
                 f"{space.used + self._added:,} of the {space.limit:,} bytes that the server may store are used, the "
@@ -87,6 +97,7 @@ class Gauge:
                 self._added -= added
         except (EngineError, TimeoutError):
             self._spaces, self._added = [], 0  # not known: the server decides
+        self._room = min((space.room for space in self._spaces), default=inf)
         self._asked = asyncio.get_running_loop().time()
 
 

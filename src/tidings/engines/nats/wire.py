@@ -23,9 +23,9 @@ _ROOM: Final = 16 * 1024
 FAR: Final = 9_000_000_000.0
 """Seconds since 1970 (in 2255) beyond which the server's clock arithmetic overflows."""
 
-_NAMES: Final = 1000
-_usual: set[str] = set()
-"""Names of headers that have been checked once."""
+_USUAL: Final = 1000
+_usual: dict[tuple[str, ...], str] = {}
+"""For names of headers that have been checked once, their lines without the values."""
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _VALUE = re.compile(r"[ -~]*\Z")
 
@@ -61,45 +61,48 @@ def clean(headers: Mapping[str, Any] | None) -> Headers:
     }
 
 
-def check(message: Outgoing, limit: int) -> int:
-    """The size in bytes; raises `InvalidMessage` or `TooLarge` for what must not reach the wire."""
+def checked(message: Outgoing, limit: int) -> str:
+    """Its header lines; raises `InvalidMessage` or `TooLarge` for what must not reach the wire."""
     check_subject(message.subject)
-    check_headers(message.headers)
+    lines = checked_lines(message.headers)
     check_value("the id", message.id)
-    headers = size_of(message.headers)
-    size = len(message.body) + len(message.subject) + headers
+    size = len(message.body) + len(message.subject) + len(lines)
     if size > limit:
         raise TooLarge(size, limit)
-    if headers > MAX_HEADERS:
-        raise InvalidMessage(f"the headers have {headers:,} bytes, the limit is {MAX_HEADERS:,}: put it into the body")
+    if len(lines) > MAX_HEADERS:
+        raise InvalidMessage(
+            f"the headers have {len(lines):,} bytes, the limit is {MAX_HEADERS:,}: put it into the body"
+        )
     if message.not_before is not None and not message.not_before < FAR:
         raise InvalidMessage(f"{message.subject}: a message cannot wait until {message.not_before!r}")
-    return size
+    return lines
 
 
-def size_of(headers: Headers) -> int:
-    """Bytes of headers whose text is ASCII."""
-    return sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
-
-
-def check_headers(headers: Headers) -> None:
-    """Raise `InvalidMessage` for a header that would not arrive as it is."""
-    values = "".join(headers.values())
-    if _usual.issuperset(headers) and values.isascii() and values.isprintable() and " " not in values:
-        return
-    for name, value in headers.items():
-        if not _NAME.match(name) or name.lower().startswith("nats-"):
-            raise InvalidMessage(
-                f"{name[:80]!r} is not a header name: use letters, digits and '-', and none that begins with 'Nats-'"
-            )
-        check_value(f"the header {name}", value)
-    if len(_usual) < _NAMES:
-        _usual.update(headers)
+def checked_lines(headers: Headers) -> str:
+    """Headers as they are sent, ASCII; raises `InvalidMessage` for one that would not arrive as it is."""
+    names, values = tuple(headers), tuple(headers.values())
+    lines = _usual.get(names)
+    if lines is None or not _is_plain("".join(values)):
+        for name, value in headers.items():
+            if not _NAME.match(name) or name.lower().startswith("nats-"):
+                raise InvalidMessage(
+                    f"{name[:80]!r} is not a header name: use letters, digits and '-', and none that begins with "
+                    "'Nats-'"
+                )
+            check_value(f"the header {name}", value)
+        lines = "".join([f"{name}: %s\r\n" for name in names])
+        if len(_usual) < _USUAL:
+            _usual[names] = lines
+    return lines % values
 
 
 def check_value(what: str, value: str) -> None:
-    if not _VALUE.match(value) or value != value.strip():
+    if not _is_plain(value) and (not _VALUE.match(value) or value != value.strip()):
         raise InvalidMessage(f"{what} has the value {value[:80]!r}: only printable ASCII without blanks at the ends")
+
+
+def _is_plain(value: str) -> bool:
+    return value.isascii() and value.isprintable() and " " not in value
 
 
 def rfc3339(seconds: float) -> str:
