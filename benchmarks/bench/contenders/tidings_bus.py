@@ -6,24 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 import tidings
-from tidings.sql import Migrations
 
 from ..job import Body, Job
-from ..writing import Once, is_poison, prepare, refused_row, row, sessions, write_many
 from . import Asker, Seen
 
 
 class Nothing(tidings.Event, subject="events.bench.nothing"):
     number: int
     sent: float
-    text: str
-
-
-class Written(tidings.Event, subject="events.bench.saved"):
-    id: int
     text: str
 
 
@@ -53,6 +44,8 @@ class TidingsPublisher:
 
 def make_bus(job: Job, seen: Seen) -> tidings.Bus:
     if job.database:
+        from .tidings_writing import writing_bus  # SQLAlchemy is for those who write
+
         return writing_bus(job, seen)
     bus = tidings.Bus("bench", url=f"{job.url}/bench")
     if job.contender.endswith("-batch"):
@@ -73,57 +66,6 @@ def make_bus(job: Job, seen: Seen) -> tidings.Bus:
         @bus.on(f"events.other.n{number}", group=f"other-{number}")
         async def other(message: tidings.Message) -> None:
             raise RuntimeError("nobody publishes this")
-
-    return bus
-
-
-def writing_bus(job: Job, seen: Seen) -> tidings.Bus:
-    made = sessions(job)
-    bus = tidings.Bus("bench", url=f"{job.url}/bench", sessions=made)
-
-    @bus.on_start
-    async def tables() -> None:
-        await prepare(made)
-        await Migrations(job.database).upgrade()
-
-    if job.writes == "batch":
-
-        @bus.on(Nothing, group="nothing")
-        async def many(batch: tidings.Batch[Nothing], db: AsyncSession) -> None:
-            await write_many(db, list(batch))
-            for event in batch:
-                seen(event.sent)
-
-    elif job.poison:
-        once = Once(seen)
-
-        @bus.on(Nothing, group="nothing")
-        async def save_or_fail(event: Nothing, message: tidings.Message, db: AsyncSession) -> Written:
-            bad = is_poison(event)
-            saved = refused_row() if bad and job.poison == "refused" else row(event)
-            db.add(saved)
-            await db.flush()
-            if bad and job.poison == "raises":
-                raise ValueError("poison")
-            once(message.position, event.sent)
-            return Written(id=saved.id, text=saved.text)
-
-    elif job.writes == "save":
-
-        @bus.on(Nothing, group="nothing")
-        async def save(event: Nothing, db: AsyncSession) -> Written:
-            saved = row(event)
-            db.add(saved)
-            await db.flush()
-            seen(event.sent)
-            return Written(id=saved.id, text=saved.text)
-
-    else:
-
-        @bus.on(Nothing, group="nothing")
-        async def add(event: Nothing, db: AsyncSession) -> None:
-            db.add(row(event))
-            seen(event.sent)
 
     return bus
 
