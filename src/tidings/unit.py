@@ -105,6 +105,12 @@ class Member(Protocol):
         """Whether the database has heard nothing of it yet, and it has read nothing."""
         ...
 
+    @property
+    def blind(self) -> bool:
+        """Whether it has read nothing: it knows of the database what was generated for its own rows, if they are there
+        already."""
+        ...
+
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """As `Unit.run`."""
         ...
@@ -147,13 +153,32 @@ class Shared(Protocol):
 
     @property
     def refused(self) -> list[tuple[Member, Exception]]:
-        """Members that had joined and whose rows the database did not take: nothing of them is in the transaction."""
+        """Members that had joined since `mark` and whose rows the database did not take: nothing of them is in the
+        transaction."""
+        ...
+
+    @property
+    def refusals(self) -> int:
+        """Of how many members in all the database did not take the rows of a common flush."""
+        ...
+
+    async def mark(self) -> None:
+        """Set a savepoint, which `keep` or `undo` ends; one at a time."""
+        ...
+
+    async def keep(self) -> None:
+        """What was done since `mark` belongs to the transaction. Raises if that is not so: a member has rolled it back,
+        or the database has given it up after an error that a member swallowed. Then `undo` it with another `mark`."""
+        ...
+
+    async def undo(self) -> None:
+        """Take back all that was done since `mark`."""
         ...
 
     async def flush(self, met: Sequence[Member]) -> None:
         """Write what joined members have left, and what the members that wait in `meet` have added, all together.
 
-        If the database refuses it, raises; a `careful` unit finds out whose rows are to blame and goes on without
+        If the database refuses it, raises. Behind a `mark` it finds out whose rows are to blame and goes on without
         them: `meet` raises in those that wait there, the others are `refused`.
         """
         ...
@@ -204,10 +229,8 @@ class Units(Protocol):
         """Whether handlers with that annotation can share a transaction."""
         ...
 
-    def share(
-        self, annotation: object, name: str = "", *, careful: bool = False
-    ) -> AbstractAsyncContextManager[Shared]:
-        """As `begin`, for many messages; for `careful` see `Shared.flush`."""
+    def share(self, annotation: object, name: str = "") -> AbstractAsyncContextManager[Shared]:
+        """As `begin`, for many messages."""
         ...
 
     def transient(self, error: BaseException) -> bool:

@@ -18,7 +18,7 @@ _NAME: Final = "tidings-in-place"
 _QUICK: Final = 0.002  # seconds, with the way to the thread and back: from the next time on in place
 _SLOW: Final = 0.02  # seconds: never again in place
 _KNOWN: Final = 500  # statements whose time is remembered, per connection
-_WORDS: Final = ("INSERT", "SELECT", "UPDATE", "DELETE", "WITH", "SAVEPOINT", "RELEASE")
+_WORDS: Final = ("INSERT", "SELECT", "UPDATE", "DELETE", "WITH", "SAVEPOINT", "RELEASE", "ROLLBACK TO")
 
 
 class InPlace:
@@ -42,6 +42,10 @@ class InPlace:
             return function(*args, **kwargs)
         elif not isinstance(getattr(function, "__self__", None), sqlite3.Cursor):
             return await self._queued(function, *args, **kwargs)
+        elif name == "close":
+            # It waits for nothing. In the thread it would look as if the handler waited for something of its own, as
+            # SQLAlchemy closes a cursor behind the end of its statement.
+            return function(*args, **kwargs)
         begun = time.perf_counter()
         if self._last in self._quick:
             try:

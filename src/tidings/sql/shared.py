@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from tidings.unit import Interleaved, Meet, Member
 
+from .savepoint import Names, Savepoint
 from .store import Store
 from .transaction import Transaction, guard
 from .trouble import is_transient
@@ -26,6 +27,8 @@ Rows: TypeAlias = "tuple[SessionMember, list[object]]"
 """What a member has added."""
 
 _MEMBER: Final = "_tidings_member"
+_FEW: Final = 4
+"""Messages of which each is tried by itself when their rows are refused."""
 
 
 class SqlShared(SqlUnit):
@@ -37,17 +40,18 @@ class SqlShared(SqlUnit):
         store: Store,
         make: Callable[[], AsyncSession | Session],
         annotation: type,
-        *,
-        careful: bool,
     ) -> None:
         super().__init__(transaction, store, None)
         self._make = make
         self._annotation = annotation
         self._core: Any = None
-        self._careful = careful
+        self._savepoint: Savepoint | None = None
+        self._untouched = False
+        """Whether nothing has happened since the savepoint."""
         self._ready: list[Rows] = []
         """Added by members that have joined or meet, not yet in the transaction's own session."""
         self.refused: list[tuple[Member, Exception]] = []
+        self.refusals = 0
         self._flushing = False
         self._own: Session
         self.busy = False
@@ -77,10 +81,29 @@ class SqlShared(SqlUnit):
         self.interleaved = True
         return Interleaved()
 
+    async def mark(self) -> None:
+        """Set a savepoint; see `Shared.mark`."""
+        self.refused = []
+        self._savepoint = await self._transaction.with_session(lambda session: Savepoint(session, self.connection))
+        self._untouched = True
+
+    async def keep(self) -> None:
+        """Leave what was done since `mark`; see `Shared.keep`."""
+        point = self._savepoint
+        assert point is not None, "keep() belongs to a mark()"
+        await self._transaction.with_session(lambda _: point.keep())
+        self._savepoint = None
+
+    async def undo(self) -> None:
+        """Take back what was done since `mark`; see `Shared.undo`."""
+        point, self._savepoint, self._ready = self._savepoint, None, []
+        assert point is not None, "undo() belongs to a mark()"
+        await self._transaction.with_session(lambda _: point.undo())
+
     async def flush(self, met: Sequence[Member]) -> None:
         """Insert everything; see `Shared.flush`."""
         members = [member for member in met if isinstance(member, SessionMember)]
-        if len(members) == 1:
+        if len(members) == 1 and not self._savepoint:
             await members[0].flush_alone()
             return
         for member in members:
@@ -97,6 +120,7 @@ class SqlShared(SqlUnit):
     def _listen(self, session: Session) -> None:
         self._own = session
         self.connection = session.connection()
+        Names(self.connection)
         event.listen(session, "do_orm_execute", self._stray)
         event.listen(self.connection, "before_cursor_execute", self._before)
         event.listen(self.connection, "after_cursor_execute", self._after)
@@ -105,7 +129,7 @@ class SqlShared(SqlUnit):
         ready, self._ready = self._ready, []
         self._flushing = True
         try:
-            if self._careful:
+            if self._savepoint:
                 self._insert_good(session, ready)
             else:
                 _insert(session, ready)
@@ -116,21 +140,50 @@ class SqlShared(SqlUnit):
             self._flushing = False
 
     def _insert_good(self, session: Session, ready: list[Rows]) -> None:
-        """With a savepoint around it; what the database refuses is taken back and tried in halves."""
+        """All but those that the database refuses."""
+        if self._untouched and self._savepoint:
+            error = self._savepoint.first(lambda: _insert(session, ready))
+        else:
+            error = self._refusal_of(session, ready)
+        if error is not None:
+            self._find_refused(session, ready, error)
+
+    def _find_refused(self, session: Session, ready: list[Rows], error: Exception) -> None:
+        """Some of these are refused: by halves, until several are to blame or few are left; then one by one, which is
+        fewer tries."""
+        if len(ready) == 1:
+            self._refuse_rows(ready[0][0], error)
+        elif len(ready) <= _FEW:
+            self._insert_singly(session, ready)
+        else:
+            middle = len(ready) // 2
+            halves = ready[:middle], ready[middle:]
+            if self._refusal_of(session, halves[0]) is None:
+                self._find_refused(session, halves[1], error)  # it must be there
+            elif self._refusal_of(session, halves[1]) is None:
+                self._find_refused(session, halves[0], error)
+            else:
+                self._insert_singly(session, ready)
+
+    def _insert_singly(self, session: Session, ready: list[Rows]) -> None:
+        for rows in ready:
+            if (error := self._refusal_of(session, [rows])) is not None:
+                self._refuse_rows(rows[0], error)
+
+    @staticmethod
+    def _refusal_of(session: Session, ready: list[Rows]) -> Exception | None:
+        """Insert them, or say why the database takes none of them."""
         try:
             with session.begin_nested():
                 _insert(session, ready)
         except Exception as error:
             if is_transient(error):
                 raise
-            if len(ready) == 1:
-                self._refuse_rows(ready[0][0], error)
-                return
-            middle = len(ready) // 2
-            self._insert_good(session, ready[:middle])
-            self._insert_good(session, ready[middle:])
+            return error
+        return None
 
     def _refuse_rows(self, member: SessionMember, error: Exception) -> None:
+        self.refusals += 1
         if member.joined:
             self.refused.append((member, error))
         else:
@@ -140,6 +193,7 @@ class SqlShared(SqlUnit):
         """Whoever reads is to see what those before it have left."""
         if self._ready and not self._flushing:
             self._flush(self._own)
+        self._untouched = False
         self.busy = True
 
     def _after(self, *_: Any) -> None:
@@ -163,6 +217,7 @@ class CoreMember:
     """A handler that takes the connection itself: nothing is left to others."""
 
     pure = False
+    blind = False
 
     def __init__(self, connection: Any, transaction: Transaction) -> None:
         self.connection = connection
@@ -204,6 +259,10 @@ class SessionMember:
     @property
     def pure(self) -> bool:
         return not (self._real or self.written)
+
+    @property
+    def blind(self) -> bool:
+        return not self._real
 
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         return await self._transaction.run(function, *args)

@@ -91,11 +91,11 @@ class SqlUnits:
         return self._database.one_for_all
 
     @asynccontextmanager
-    async def share(self, annotation: object, name: str = "", *, careful: bool = False) -> AsyncIterator[SqlShared]:
+    async def share(self, annotation: object, name: str = "") -> AsyncIterator[SqlShared]:
         """A transaction for many messages; see `Units.share`. Raises as `begin` does."""
         assert isinstance(annotation, type), "the plan of a handler names an annotation that was accepted"
         async with self._database.begin(name, for_handler=True) as transaction:
-            shared = SqlShared(transaction, self._store, self._database.session, annotation, careful=careful)
+            shared = SqlShared(transaction, self._store, self._database.session, annotation)
             await shared.open()
             yield shared
 

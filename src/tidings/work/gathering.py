@@ -105,10 +105,14 @@ class Gathering(Each):
     def begun(self, delivery: Delivery) -> Work | Outcome | None:
         """The delivery as work to be done with others; its outcome if it has one already; None if it has to run by
         itself."""
-        if is_suspect(delivery) or (self.pace.wary and delivery.attempts > 0):
+        if self.apart(delivery):
             return None
         message = self.handling.read(delivery)
         return Work(delivery, message, self._outage.begun()) if isinstance(message, Message) else message
+
+    def apart(self, delivery: Delivery) -> bool:
+        """Whether it is not to be tried with others."""
+        return is_suspect(delivery) or (self.pace.wary and delivery.attempts > 0)
 
     async def only_new(self, unit: Unit | Shared, part: Part, run: Run) -> None:
         """Mark all as handled, and leave in the part those that were not."""

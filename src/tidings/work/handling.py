@@ -12,7 +12,6 @@ import logging
 import random
 import socket
 import threading
-import traceback
 import types
 import typing
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -37,6 +36,7 @@ from ..unit import Deposed, InboxKey, Member, Shared, Unit, Units
 from ..version import __version__
 from ..versions import AGAIN, Patience
 from .outage import Away, away
+from .tracebacks import text_of
 
 log = logging.getLogger("tidings.worker")
 
@@ -306,7 +306,7 @@ class Handling:
         return RetryAfter(delivery, delay, failure)
 
     def _failure(self, error: Exception, *, with_traceback: bool = True) -> Failure:
-        text = "".join(traceback.format_exception(error)) if with_traceback else ""
+        text = text_of(error) if with_traceback else ""
         return Failure(
             error=error_name(error),
             message=error_text(error)[:2000],

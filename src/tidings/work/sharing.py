@@ -1,6 +1,7 @@
-"""One try of one transaction for many messages: their handlers, in turns, up to the commit.
+"""Handlers of many messages in one transaction, in turns.
 
-This file knows what happened to whom; what becomes of it is decided in `together`.
+This file knows what happened to whom; how much of the transaction it concerns is said in `trial`, and what becomes of
+it in `together`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..logs import name_message
 from ..message import Message, current_message
 from ..unit import Member, Shared
 from .handling import Handling, TimeUp, answering, in_transaction, inbox_key
-from .pace import LONGEST, Pace
+from .pace import Pace
 from .turns import Turns, watched
 
 
@@ -44,10 +45,17 @@ class Work:
 
 
 class Round:
-    """The handlers of one transaction. Cancelling `run` cancels those that have begun and waits for them."""
+    """Handlers that share flushes. Cancelling `run` cancels those that have begun and waits for them."""
 
     def __init__(
-        self, handling: Handling, shared: Shared, works: Sequence[Work], pace: Pace, stopping: Callable[[], bool]
+        self,
+        handling: Handling,
+        shared: Shared,
+        works: Sequence[Work],
+        pace: Pace,
+        enough: Callable[[bool], bool],
+        *,
+        marked: bool,
     ) -> None:
         self.done: list[tuple[Work, list[Outgoing]]] = []
         self._members: dict[int, Work] = {}
@@ -55,9 +63,11 @@ class Round:
         self.failed: list[tuple[Work, BaseException]] = []
         """What failed by itself and has left no trace in the transaction."""
         self.late: list[Work] = []
-        """What was not begun, because the others took long or the worker stops."""
+        """What was not begun, because there was enough before it."""
+        self.traces: list[tuple[Work, BaseException]] = []
+        """What failed by itself and has left rows: behind a savepoint, where the others go on, as more may fail."""
         self.spoilt = False
-        """Whether nothing may be committed."""
+        """Whether nothing of it may be kept."""
         self.guilty: tuple[Work, BaseException] | None = None
         """Why, if it is known."""
         self.waited = False
@@ -66,9 +76,9 @@ class Round:
         self._shared = shared
         self._works = works
         self._pace = pace
-        self._stopping = stopping
+        self._enough = enough
+        self._marked = marked
         self._clock = handling.clock
-        self._start = self._clock.monotonic()
         self._turns = Turns()
         self._meeting: list[Member] = []
         self._active: Work | None = None
@@ -106,7 +116,7 @@ class Round:
             self._turns.left()
             raise
         try:
-            if self.spoilt or self._enough():
+            if self.spoilt or self._enough(bool(self.done)):
                 self.late.append(work)
             else:
                 self._active, self._since = work, self._clock.monotonic()
@@ -114,9 +124,6 @@ class Round:
         finally:
             self._active = None
             self._turns.end()
-
-    def _enough(self) -> bool:
-        return self._stopping() or (bool(self.done) and self._clock.monotonic() - self._start > LONGEST)
 
     async def _handle(self, work: Work) -> None:
         """In a context of its own."""
@@ -169,6 +176,8 @@ class Round:
             self._spoil(None)
         elif member.pure:
             self.failed.append((work, error))
+        elif self._marked and member.blind and judges(error):
+            self.traces.append((work, error))
         else:
             self._spoil((work, error))
 
@@ -191,3 +200,9 @@ class Round:
             self._spoil((self._active, TimeUp(f"the handler was still running after {limit:g} s")))
         elif not self._turns.closed:
             self._clock.call_later(limit - taken, self._check_time)
+
+
+def judges(error: BaseException) -> bool:
+    """Whether the error says something of its message, and nothing of what its connection was left in: a handler that
+    was cancelled may have been in the middle of a statement."""
+    return isinstance(error, Exception) and not isinstance(error, TimeUp)

@@ -2,11 +2,10 @@
 
     up to N waiting messages ──> one inbox check ──> their handlers ──> one flush, one outbox insert, one commit
 
-It never waits for more messages. If anything fails, all of it is rolled back and the guilty message runs by itself, so
-that only there an attempt is counted; where nobody knows which it is, all are tried again with care (below), then
-halves, and halves of halves. A handler that fails before it has touched the database spoils nothing: its failure counts
-at once, and the others commit. With care, that is with a savepoint around each common insert, the same is true of one
-whose rows the database refuses. What has failed before runs by itself, until one of those succeeds.
+It never waits for more messages. A handler that fails before it has touched the database spoils nothing: the others
+commit. If anything else fails, all of it is rolled back and tried again with care, from then on and for a while: then a
+failure takes back a few messages only, which run again (`trial`). Where that does not help, halves are tried, and
+halves of halves. A handler that was cancelled at its time limit runs by itself the next time.
 
 Outside the database a handler's effects may repeat, even without a crash: with `commit="each"` only after one.
 """
@@ -14,9 +13,8 @@ Outside the database a handler's effects may repeat, even without a crash: with 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractAsyncContextManager
 
-from ..engine import Done, Outgoing
+from ..engine import Delivery, Done, Outgoing
 from ..outbox import Relay
 from ..unit import Shared, Units
 from .gathering import Gathering, Part, Run
@@ -24,8 +22,9 @@ from .handling import Handling, LeaseLost, answering, line_of
 from .hands import Receiver
 from .outage import Away, Outage
 from .pace import Pace
-from .sharing import Round
-from .suspects import Floor
+from .sharing import judges
+from .suspects import Floor, is_suspect
+from .trial import Trial
 
 log = logging.getLogger("tidings.worker")
 
@@ -40,76 +39,78 @@ class Together(Gathering):
         self._units: Units = handling.plan.units
 
     def split(self, part: Part) -> list[Part]:
-        """Once more with care, which finds those whose rows are refused; if that is not it, halves."""
+        """Once more with care, which finds those that fail; if that is not it, halves."""
         if self.pace.careful:
             return part.halves()
         self.pace.beware()
         return [part]
 
+    def apart(self, delivery: Delivery) -> bool:
+        return is_suspect(delivery)
+
     async def attempt(self, part: Part, run: Run) -> list[Part]:
         try:
-            async with self._share() as shared:
-                round = await self._round(shared, part, run)
-                if not round.spoilt:
-                    staged = await self._commit(shared, round, part)
-                    self._committed(round, staged, run)
-                    return [Part(round.late)] if round.late else []
+            async with self._units.share(self.handling.plan.connection, self.group) as shared:
+                trial = await self._tried(shared, part, run)
+                if not trial.spoilt:
+                    staged = await self._commit(shared, trial, part)
         except LeaseLost:
             return self.after_lost_lease(part, run)
         except Away as trouble:
             return self.away(trouble, part, run)
         except Exception as error:
             return await self.failed(error, part, run, self._units)
-        # Its transaction is rolled back by now: two of them would need two connections.
-        return await self._after_spoilt(round, shared, part, run)
+        # Its transaction has ended by now: two of them would need two connections.
+        if trial.spoilt:
+            return await self._after_spoilt(trial, shared, part, run)
+        self._settle(trial, staged, run)
+        return [Part(trial.late)] if trial.late else []
 
-    def _share(self) -> AbstractAsyncContextManager[Shared]:
-        return self._units.share(self.handling.plan.connection, self.group, careful=self.pace.careful)
-
-    async def _round(self, shared: Shared, part: Part, run: Run) -> Round:
+    async def _tried(self, shared: Shared, part: Part, run: Run) -> Trial:
         await self.only_new(shared, part, run)
-        round = Round(self.handling, shared, part.works, self.pace, lambda: self.stopping)
-        try:
-            await round.run()
-        finally:
-            for work, error in round.failed:
-                run.settle(self.judged(work, error))
-            own = {id(work) for work, _ in round.failed}
-            part.works = [work for work in part.works if id(work) not in own]
-        if shared.refused:
+        trial = Trial(self.handling, shared, self._units, self.pace, lambda: self.stopping)
+        await trial.run(part.works)
+        if trial.hurt:
             self.pace.beware()
-        if round.waited:
+        if trial.waited:
             self.pace.demote("its handler waits for something besides its database")
-        return round
+        return trial
 
-    async def _commit(self, shared: Shared, round: Round, part: Part) -> list[Outgoing]:
-        part.cut_off = staged = [message for _, messages in round.done for message in messages]
+    async def _commit(self, shared: Shared, trial: Trial, part: Part) -> list[Outgoing]:
+        if not trial.done:
+            return []
+        part.cut_off = staged = [message for _, messages in trial.done for message in messages]
         async with answering(self.hands.clock):
-            await shared.forget([work.key for work, _ in round.failed] + [work.key for work in round.late])
+            await shared.forget([work.key for work, _ in trial.failed] + [work.key for work in trial.late])
             await shared.stage(staged)
-            await self.handling.check_ours(shared, [work.delivery for work, _ in round.done])
+            await self.handling.check_ours(shared, [work.delivery for work, _ in trial.done])
             await shared.commit()
         return staged
 
-    def _committed(self, round: Round, staged: list[Outgoing], run: Run) -> None:
-        for work, _ in round.done:
+    def _settle(self, trial: Trial, staged: list[Outgoing], run: Run) -> None:
+        for work, _ in trial.done:
             self._outage.handled(work.delivery, work.mark)
             run.settle(Done(work.delivery))
+        for work, error in trial.failed:
+            run.settle(self.judged(work, error))
         if staged and self._relay is not None:
             self._relay.send_soon(staged)
-        if not round.late:
-            self.pace.clean(len(round.done))
+        if not trial.late:
+            self.pace.clean(len(trial.done) + len(trial.failed))
 
-    async def _after_spoilt(self, round: Round, shared: Shared, part: Part, run: Run) -> list[Part]:
+    async def _after_spoilt(self, trial: Trial, shared: Shared, part: Part, run: Run) -> list[Part]:
         if shared.interleaved:
             self.pace.interleaved()
             return [part]
-        if round.guilty is None:
+        if trial.guilty is None:
             run.spoilt()
             return self.split(part)
-        guilty, error = round.guilty
+        guilty, error = trial.guilty
         if isinstance(error, Exception) and self._units.transient(error):
             return await self.failed(error, part, run, self._units)
+        if judges(error) and not self.pace.careful:
+            log.info("rolled back, all run again with care: %s", line_of(error))
+            return self.split(part)
         log.info("rolled back, the message runs again by itself: %s", line_of(error))
         run.spoilt()
         run.alone.append(guilty.delivery)
