@@ -440,7 +440,7 @@ class Bus:
     async def close(self) -> None:
         """Stop workers (drained), send what is committed, disconnect; idempotent. The next use connects again."""
         running = self._running
-        if running is None:
+        if running is None or running.lent:
             return
         try:
             await running.close()  # a handler that publishes while the workers drain still finds it here

@@ -31,6 +31,6 @@ class Lifespan:
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
         async with self._bus:
-            if self._workers:
+            if self._workers and not (await self._bus.connect()).lent:
                 await self._bus.work()
             yield

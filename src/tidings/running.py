@@ -53,6 +53,8 @@ class Running:
         self.chains = Chains(engine, namespace)
         self.relays = [Relay(unit, self.publisher, bus.clock, lease=bus.settings.lease) for unit in self.units]
         self.worker: Worker | None = None
+        self.lent = False
+        """Somebody else started it and ends it: the application's own lifespan does neither."""
         self.ticker: Ticker | None = None
         self.janitor: Janitor | None = None
         self.loop = asyncio.get_running_loop()

@@ -43,7 +43,8 @@ async def attached(bus: Bus, engine: Engine, clock: Clock, namespace: str = "tid
 class TestBus:
     """Runs a bus in memory: same handlers, same retries, same transactions, nothing outside this process.
 
-    Entering starts the workers of all groups (or of `groups`). The bus's own database is used as it is.
+    Entering starts the workers of all groups (or of `groups`). The bus's own database is used as it is. What the
+    application does when it starts and ends, `bus.lifespan` or `async with bus:`, changes nothing meanwhile.
     """
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
@@ -69,6 +70,7 @@ class TestBus:
         stack.push_async_callback(engine.close)
         await engine.open()
         running = await stack.enter_async_context(attached(self.bus, engine, self.clock))
+        running.lent = True
         await running.work(self._groups)
         await self.clock.advance(0)  # what waits for its time begins to wait now
         self._running = running

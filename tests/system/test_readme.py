@@ -1,4 +1,4 @@
-"""What README.md and docs/live.md show is typed here as it stands, and the output is compared."""
+"""What README.md, docs/live.md and docs/testing.md show is typed here as it stands, and the output is compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Command:
     """It is interrupted once it has printed as many lines as are shown."""
 
 
-@pytest.mark.parametrize(("page", "commands"), [("README.md", 5), ("docs/live.md", 1)])
+@pytest.mark.parametrize(("page", "commands"), [("README.md", 5), ("docs/live.md", 1), ("docs/testing.md", 1)])
 def test_the_examples_run_and_print_what_is_shown(page: str, commands: int, tmp_path: Path) -> None:
     """Each file of the page is written and each of its commands run, in an empty project; the output is as shown."""
     (tmp_path / "pyproject.toml").touch()

@@ -42,6 +42,25 @@ async def test_settle_waits_for_the_whole_chain() -> None:
         assert t.clock.monotonic() == 0
 
 
+@pytest.mark.parametrize("workers", [False, True])
+async def test_the_lifespan_of_the_application_may_run_inside(workers: bool) -> None:
+    """An application that starts and ends in the middle neither starts the handlers twice nor ends the test's bus."""
+    bus, seen = tidings.Bus("todo"), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        seen.append(new.n)
+
+    async with TestBus(bus) as t:
+        async with bus.lifespan(workers=workers)(object()):
+            await bus.publish(New(1))
+        async with bus:
+            await bus.publish(New(2))
+        await t.settle()
+        assert sorted(seen) == [1, 2]
+    assert bus.connected is None
+
+
 async def test_settle_does_not_wait_for_the_future() -> None:
     """Retries and delayed events come when the clock is moved, and only then."""
     bus, seen = tidings.Bus("todo"), []
