@@ -422,8 +422,8 @@ class Bus:
                     self._running = await Running.start(self, self._pushed)
         if self._running.loop is not asyncio.get_running_loop():
             raise ConfigError(
-                f"{self!r} is connected in another event loop (publish_sync and threads share it by themselves): "
-                "close it there first, or use a bus of its own in each loop"
+                f"{self!r} is connected in another event loop, or was in one that ended without closing it: write "
+                "`async with bus:` inside each asyncio.run(…), or publish_sync, which shares one between threads"
             )
         return self._running
 

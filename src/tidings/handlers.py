@@ -61,6 +61,7 @@ class Handler:
         self.options = options
         self.classes = tuple(spec for item in what if (spec := spec_of(item)) is not None)
         """The specs of the event classes it was registered with."""
+        _check_options(self)
 
     @property
     def name(self) -> str:
@@ -74,7 +75,7 @@ class Handler:
 def filters_of(what: Sequence[Any]) -> list[str]:
     """Filters of event classes and subject filters, as given to a decorator."""
     if not what:
-        raise ConfigError("say what to listen to: an event class or a subject such as 'orders.*'")
+        raise ConfigError("say what to listen to: an event class or a subject such as 'events.orders.*'")
     filters = []
     for item in what:
         if isinstance(item, str):
@@ -83,26 +84,30 @@ def filters_of(what: Sequence[Any]) -> list[str]:
             filters.append(spec.subject)
         else:
             raise ConfigError(
-                f'{item!r} has no subject: derive it from tidings.Event or decorate it with @tidings.event("…")'
+                f'{item!r} has no subject: derive it from tidings.Event with subject="events.…", or decorate it with '
+                '@tidings.event("events.…")'
             )
     return normalise(filters)
 
 
-def check_options(handler: Handler) -> None:
+def _check_options(handler: Handler) -> None:
     """Raise `ConfigError` for what a handler cannot be asked."""
     options = handler.options
-    if options.concurrency is not None and options.concurrency < 1:
-        raise ConfigError(f"{handler.name}: concurrency={options.concurrency}: at least 1")
-    if options.timeout is not None and not options.timeout > 0:
-        raise ConfigError(f"{handler.name}: timeout={options.timeout}: longer than nothing")
+    if options.retry is not None and not isinstance(options.retry, RetryPolicy):
+        raise ConfigError(
+            f"{handler.name}: retry={options.retry!r}: write a policy, as in retry=tidings.RetryPolicy(attempts=3)"
+        )
+    for name, number in (("concurrency", options.concurrency), ("batch", options.batch)):
+        if number is not None and not (isinstance(number, int) and number >= 1):
+            raise ConfigError(f"{handler.name}: {name}={number!r}: a whole number, at least 1")
+    if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
+        raise ConfigError(f"{handler.name}: timeout={options.timeout!r}: seconds, more than 0")
     if isinstance(options.start, datetime):
         if options.start.tzinfo is None:
             raise ConfigError(f"{handler.name}: start={options.start} has no time zone: write datetime(…, tzinfo=UTC)")
     elif options.start not in typing.get_args(Start):
         words = ", ".join(typing.get_args(Start))
         raise ConfigError(f"{handler.name}: start={options.start!r}: write one of {words}, or a datetime")
-    if options.batch is not None and options.batch < 1:
-        raise ConfigError(f"{handler.name}: batch={options.batch}: at least 1")
     if options.commit not in ("group", "each"):
         raise ConfigError(f"{handler.name}: commit={options.commit!r}: write 'group' or 'each'")
     if options.rate is not None:
@@ -110,6 +115,3 @@ def check_options(handler: Handler) -> None:
             per_second(options.rate)
         except ConfigError as error:
             raise ConfigError(f"{handler.name}: {error}") from None
-    for spec in handler.classes:
-        if spec.is_request:
-            raise ConfigError(f"{handler.name}: {spec.type.__name__} is a request: answer it with @bus.reply")

@@ -94,10 +94,12 @@ def _form_of_subject(subject: str) -> _Form:
 
 def _form_of_class(cls: type) -> _Form:
     spec = spec_of(cls)
+    if issubclass(cls, type):
+        raise InvalidMessage("publish() takes an event, not a class: make one with NewItem(…)")
     if spec is None:
         raise InvalidMessage(
             f"publish() takes an event, or a subject and a body; {cls.__name__} has no subject: derive it "
-            'from tidings.Event or decorate it with @tidings.event("events.…")'
+            'from tidings.Event with subject="events.…", or decorate it with @tidings.event("events.…")'
         )
     if spec.is_request:
         raise InvalidMessage(f"{cls.__name__} is a request: ask with bus.request(…)")

@@ -20,7 +20,7 @@ from .codec import codec_for
 from .engine import Lagged
 from .errors import ConfigError
 from .events import EventSpec, spec_of
-from .handlers import Handler, check_options
+from .handlers import Handler
 from .message import Message
 from .schedule import Schedule
 from .subjects import check_group, overlap
@@ -119,7 +119,9 @@ class Registry:
                 f"group {group!r} already has the handler {known}; a group has one handler "
                 "(give the second one a group of its own: it will get its own copy of every event)"
             )
-        check_options(handler)
+        for spec in handler.classes:
+            if spec.is_request:
+                raise ConfigError(f"{handler.name}: {spec.type.__name__} is a request: answer it with @bus.reply")
         return group
 
     def add_provider(self, factory: Provider) -> None:

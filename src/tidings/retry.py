@@ -22,6 +22,8 @@ class RetryLater(Outcome):
     """
 
     def __init__(self, text: str = "", *, after: float | None = None) -> None:
+        if after is not None and not (isinstance(after, int | float) and 0 <= after < math.inf):
+            raise ConfigError(f"RetryLater(after={after!r}): write seconds, as in after=30")
         super().__init__(text or "the handler asked to be tried again later")
         self.after = after
 
@@ -52,8 +54,13 @@ class RetryPolicy:
     """Other policies for some exception types; the closest base class wins."""
 
     def __post_init__(self) -> None:
+        if not all(isinstance(number, int | float) for number in (self.attempts, self.first, self.most)):
+            raise ConfigError(f"{self!r}: attempts is a number, first and most are seconds")
         if self.attempts < 1 or not 0 <= self.first <= self.most or math.isinf(self.most):
             raise ConfigError(f"{self!r}: attempts must be at least 1, and 0 <= first <= most < infinity")
+        for error, policy in self.per.items():
+            if not (isinstance(error, type) and issubclass(error, BaseException) and isinstance(policy, RetryPolicy)):
+                raise ConfigError(f"per={{{error!r}: {policy!r}}}: write per={{ValueError: tidings.RetryPolicy(…)}}")
 
     def applied_to(self, error: BaseException) -> RetryPolicy:
         """The policy for this error."""

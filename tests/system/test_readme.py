@@ -52,6 +52,38 @@ def test_the_examples_run_and_print_what_is_shown(page: str, commands: int, tmp_
     assert ran >= commands
 
 
+PAGES = ("README.md", *(f"docs/{page}.md" for page in ("live", "order", "push", "schedules", "testing")))
+
+
+def test_the_examples_pass_a_strict_type_checker(tmp_path: Path) -> None:
+    """`mypy --strict` finds no error in the files of these pages, but for tests that say no types."""
+    for page in PAGES:
+        for step in steps((ROOT / page).read_text(encoding="utf-8")):
+            if not isinstance(step, Command):
+                (tmp_path / step[0]).write_text(step[1], encoding="utf-8")
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert {"hello.py", "orders.py", "stock.py", "moves.py", "web.py", "jobs.py", "shop.py"} <= set(written)
+    checked = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--allow-untyped-defs",
+            "--allow-incomplete-defs",
+            "--config-file",
+            os.devnull,
+            *written,
+        ],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert checked.returncode == 0, checked.stdout
+
+
 def as_text(command: Command, printed: str) -> str:
     return f"$ {command.typed}\nshown:\n{command.shown}\nprinted:\n{printed}"
 

@@ -231,7 +231,7 @@ async def test_mistakes_are_told_at_start() -> None:
     async def single(new: New) -> None: ...
 
     await refused(bus, "single: batch=5: no parameter of it is a Batch")
-    with pytest.raises(ConfigError, match="batch=0: at least 1"):
+    with pytest.raises(ConfigError, match="batch=0: a whole number, at least 1"):
         new_bus().on(New, group="save", batch=0)(single)
     bus = new_bus()
 

@@ -52,6 +52,14 @@ def test_a_bus_serves_one_loop_after_the_other() -> None:
     assert [asyncio.run(once()), asyncio.run(once())] == [1, 1]
 
 
+def test_a_loop_that_ended_without_closing_the_bus_is_told() -> None:
+    """`asyncio.run(bus.publish(…))` twice: the second one says what to write."""
+    bus = tidings.Bus("todo", url="memory:")
+    asyncio.run(bus.publish(New()))
+    with pytest.raises(tidings.ConfigError, match=r"`async with bus:` inside each asyncio\.run"):
+        asyncio.run(bus.publish(New()))
+
+
 async def test_a_handler_that_publishes_while_the_bus_closes_is_heard() -> None:
     """Draining lets a running handler finish, publishing included: on the same connection, not on a new one."""
     bus, begun, go, receipts = tidings.Bus("todo", url="memory:"), asyncio.Event(), asyncio.Event(), []

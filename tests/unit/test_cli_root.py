@@ -166,6 +166,7 @@ def test_memory_cannot_be_looked_into() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("pubb", "events.x"), "Did you mean 'pub'?"),
         (("run",), "which bus?"),
         (("run", "nowhere.at_all:bus"), "there is no module 'nowhere.at_all' here"),
         (("run", "json:bus"), "the module 'json' has no 'bus'"),

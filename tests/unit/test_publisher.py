@@ -136,7 +136,7 @@ def test_the_key_is_the_fields_value() -> None:
     ("what", "body", "words"),
     [
         (3, None, "int has no subject"),
-        (New, None, "has no subject"),
+        (New, None, "takes an event, not a class"),
         ({"a": 1}, None, "dict has no subject"),
         (New("x"), {"a": 1}, "New is the whole message"),
         (Count(), None, r"Count is a request: ask with bus\.request"),

@@ -113,7 +113,17 @@ def test_group_names_are_plain(group: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"concurrency": 0}, {"timeout": 0}, {"timeout": -1.0}, {"timeout": float("nan")}, {"start": "yesterday"}],
+    [
+        {"concurrency": 0},
+        {"concurrency": 2.5},
+        {"batch": "500"},
+        {"retry": 3},
+        {"timeout": 0},
+        {"timeout": -1.0},
+        {"timeout": float("nan")},
+        {"timeout": "5s"},
+        {"start": "yesterday"},
+    ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     """The error comes from the decorator and names the option."""
@@ -122,6 +132,17 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
 
         @bus.on(New, group="g", **options)
         async def handle(new: New) -> None: ...
+
+
+def test_a_responder_has_options_that_can_work() -> None:
+    """The time limit of `@bus.reply` is looked at like that of `@bus.on`."""
+    bus = tidings.Bus("todo")
+    limit: Any = "5s"
+    with pytest.raises(tidings.ConfigError, match="count: timeout='5s': seconds"):
+
+        @bus.reply(Count, timeout=limit)
+        async def count(request: Count) -> int:
+            return 1
 
 
 def test_one_class_per_subject() -> None:

@@ -134,7 +134,6 @@ def test_an_interrupted_replay_goes_on(shell: Shell) -> None:
         (["both", "--since", "yesterday"], "how long ago"),
         (["both", "--since", "2026-01-01T00:00"], "no time zone"),
         (["both", "--from", "1"], "say --yes"),
-        (["nobody", "--from", "1", "--yes"], "there are: both, one"),
         (["both", "--from", "1", "--subject", "a..b"], "a..b"),
     ],
 )
@@ -144,6 +143,12 @@ def test_what_is_not_clear_is_refused(shell: Shell, words: list[str], text: str)
     assert result.exit_code == 2
     assert text in result.stderr
     assert shell.waiting("both") == []
+
+
+def test_a_group_that_is_not_there_is_not_found(shell: Shell) -> None:
+    """The exit code is that of every command on groups, and the names there are, are told."""
+    result = shell("nobody", "--from", "1", "--yes")
+    assert (result.exit_code, "there are: both, one" in result.stderr) == (5, True)
 
 
 def test_a_dead_letter_s_file_keeps_the_replay() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -85,6 +87,23 @@ def test_a_setting_that_says_nothing_is_refused(text: str) -> None:
     """The error is a `ConfigError`, never a bare `ValueError`."""
     with pytest.raises(ConfigError):
         RetryPolicy.parse(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"attempts": "3"}, {"first": "1s"}, {"per": {ValueError: 1}}, {"per": {"ValueError": NEVER}}],
+)
+def test_a_policy_of_other_types_is_refused(wrong: dict[str, Any]) -> None:
+    """It would fail, or say nothing, with the first message that does."""
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize("after", [timedelta(seconds=5), "5s", -1, math.inf, math.nan])
+def test_later_is_a_number_of_seconds(after: Any) -> None:
+    """Anything else is the handler's error where it stands, and not one of the worker afterwards."""
+    with pytest.raises(ConfigError, match="write seconds"):
+        RetryLater(after=after)
 
 
 def test_outcomes_carry_their_words() -> None:

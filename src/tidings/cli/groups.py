@@ -135,7 +135,7 @@ def resume(group: str, as_json: bool) -> None:
 
 async def _change(group: str, *, paused: bool) -> None:
     async with session() as engine:
-        await _known(engine, group)
+        await known(engine, group)
         await claims.change(engine, group, paused=paused)
 
 
@@ -158,7 +158,7 @@ def unorder(group: str, yes: bool, as_json: bool) -> None:
 
 async def _unorder(group: str, *, yes: bool) -> int:
     async with session("admin") as engine:
-        counts = await _known(engine, group)
+        counts = await known(engine, group)
         term = await term_of(engine, group)
         if term is not None and term.holder and (counts.pulling or counts.leased):
             raise Conflict(f"{group} has an active worker, {term.holder}: stop its workers first")
@@ -190,7 +190,7 @@ def rm(group: str, discard: bool, dry_run: bool, yes: bool, as_json: bool) -> No
 
 async def _remove(group: str, *, discard: bool, dry_run: bool, yes: bool) -> tuple[bool, str]:
     async with session("admin") as engine:
-        counts = await _known(engine, group)
+        counts = await known(engine, group)
         what = f"{group} has {counts.pending} message(s) to handle, {counts.dead} dead letter(s)"
         what += f", {counts.pulling} worker(s)"
         refused = bool(counts.pending + counts.dead) and not discard
@@ -244,7 +244,7 @@ def narrow(group: str, filters: tuple[str, ...], yes: bool, as_json: bool) -> No
 
 async def _restart(group: str, name: str, *, drop: Sequence[str], yes: bool) -> list[str]:
     async with session("admin") as engine:
-        await _known(engine, group)
+        await known(engine, group)
         ledger, _ = await claims.load(engine)
         had = list(dict.fromkeys(claim.filter for claim in ledger.groups[group].claims))
         if unknown := [filter for filter in drop if filter not in had]:
@@ -258,7 +258,8 @@ async def _restart(group: str, name: str, *, drop: Sequence[str], yes: bool) -> 
     return left
 
 
-async def _known(engine: Engine, group: str) -> GroupStats:
+async def known(engine: Engine, group: str) -> GroupStats:
+    """Its counts; raises `NotFound` with the names that there are."""
     found = {name: counts for name, _, counts in await living(engine)}
     if group not in found:
         raise NotFound(f"there is no group {group!r}; there are: {', '.join(found) or 'none'}")

@@ -26,7 +26,7 @@ def _option(*names: str, **options: Any) -> Callable[[F], F]:
 
 
 _COMMON: Final = (
-    _option("--url", metavar="URL", help="The engine: embedded:DIR, nats://host/namespace. [TIDINGS_URL]"),
+    _option("--url", metavar="URL", help="The engine: embedded:DIR, nats://… or redis://host/namespace. [TIDINGS_URL]"),
     _option("--namespace", metavar="NAME", help="The system on the engine. [TIDINGS_NAMESPACE]"),
     _option("--log-format", type=click.Choice(["text", "json"]), help="[TIDINGS_LOG_FORMAT]"),
     _option(

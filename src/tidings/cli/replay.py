@@ -12,6 +12,7 @@ from ..message import new_id
 from ..settings import duration
 from ..subjects import check_filter
 from . import options, output
+from .groups import known
 from .session import run, session
 
 
@@ -76,6 +77,7 @@ def _moment(text: str) -> float:
 
 async def _replay(group: str, span: replaying.Span, id: str, *, dry_run: bool, yes: bool) -> tuple[int, int, str]:
     async with session() as engine:
+        await known(engine, group)
         counted = await replaying.count(engine, group, span)
         if dry_run or not counted:
             return counted, 0, id

@@ -12,9 +12,9 @@ _HEAD = """\
 # What is promised, and what proves it
 
 This page is written by `python -m tidings.conformance` from the docstrings of the conformance cases; what it says is
-what is tested, by the same code on every engine: in memory, on the embedded broker, and on a NATS cluster of three.
-`./test conformance` runs them. Cases marked *wire* break the server, or the wire to it (`kill -9`, freezing, cuts, lost
-answers, and the like): they run where there is one.
+what is tested, by the same code on every engine: in memory, on the embedded broker, on a NATS cluster of
+three, on Valkey and on Redis. `./test conformance` runs them. Cases marked *wire* break the server, or the wire to it
+(`kill -9`, freezing, cuts, lost answers, and the like): they run where there is one.
 """
 _LAYERS: dict[Layer, str] = {"seam": "What every engine keeps", "bus": "What every application can rely on"}
 
