@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
 
 import pytest
-from click.testing import CliRunner, Result
 
+from shell import MemoryShell
 from tidings import claims
-from tidings.cli.root import commands
-from tidings.clock import ManualClock
 from tidings.engine import Dead, Done, Failure, Outgoing
-from tidings.engines.memory import MemoryEngine, MemoryStore
+from tidings.engines.memory import MemoryEngine
 from tidings.message import new_id
-
-T = TypeVar("T")
 
 TRACEBACK = "Traceback (most recent call last):\nValueError: too long"
 EVIL = "\x1b]0;owned\x07"
 
 
-class Shell:
-    """A person at a terminal that is none, whose engine is a store in memory."""
-
-    def __init__(self) -> None:
-        self.store = MemoryStore(ManualClock())
-
-    def __call__(self, *words: str, input: str | None = None) -> Result:
-        return CliRunner().invoke(commands, ["--url", "memory:", *words], obj=self.store, input=input)
-
-    def json(self, *words: str) -> Any:
-        result = self(*words, "--json")
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout)
-
-    def play(self, scene: Callable[[MemoryEngine], Awaitable[T]]) -> T:
-        """Let somebody else act on the same store."""
-
-        async def act() -> T:
-            engine = MemoryEngine(self.store)
-            await engine.open()
-            try:
-                return await scene(engine)
-            finally:
-                await engine.close()
-
-        return asyncio.run(act())
-
+class Shell(MemoryShell):
     def declare(self, *groups: str, filter: str = "events.a") -> None:
         wishes = [claims.Wish(group, (filter,)) for group in groups]
         self.play(lambda engine: claims.declare(engine, wishes, lease=30.0))
@@ -71,12 +37,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell() -> Iterator[Shell]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield Shell()
-    root.handlers[:], level = before
-    root.setLevel(level)
+def shell() -> Shell:
+    return Shell()
 
 
 def test_pub_stores_an_event_and_says_where(shell: Shell) -> None:

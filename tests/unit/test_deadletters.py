@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
+from shell import MemoryShell
 from tidings import claims
-from tidings.cli.root import commands
 from tidings.clock import ManualClock
 from tidings.deadletters import Act, Selection, acts, fingerprint, kinds, move, note, pages, to_letter, to_line
 from tidings.deadletters.fingerprint import normalised, place
 from tidings.engine import Dead, DeadLetter, Entry, Failure, Outgoing
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import EngineUnavailable, InvalidMessage
-
-T = TypeVar("T")
 
 TRACEBACK = """Traceback (most recent call last):
   File "/app/shop/old.py", line 1, in cause
@@ -209,31 +206,12 @@ def test_bytes_that_are_no_base64_are_refused() -> None:
 # The command line
 
 
-class Shell:
-    """A person's command line on a store in memory."""
+class Shell(MemoryShell):
+    command = ("dlq",)
 
     def __init__(self, folder: Path) -> None:
-        self.store = MemoryStore(ManualClock())
+        super().__init__()
         self.folder = folder
-
-    def __call__(self, *words: str, input: bytes | None = None) -> Result:
-        return CliRunner().invoke(commands, ["--url", "memory:", "dlq", *words], obj=self.store, input=input)
-
-    def out(self, *words: str, input: bytes | None = None) -> str:
-        result = self(*words, input=input)
-        assert result.exit_code == 0, result.stderr
-        return result.stdout
-
-    def play(self, scene: Callable[[MemoryEngine], Awaitable[T]]) -> T:
-        async def act() -> T:
-            engine = MemoryEngine(self.store)
-            await engine.open()
-            try:
-                return await scene(engine)
-            finally:
-                await engine.close()
-
-        return asyncio.run(act())
 
     def bury(self, *bodies: bytes, message: str = "no stock", subject: str = "events.a") -> None:
         """Publish, and let each die of a message that names its position."""

@@ -2,55 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
 
 import pytest
-from click.testing import CliRunner, Result
 
 import tidings
 from handlers import New, Saved, new_bus
+from shell import MemoryShell
 from tidings import claims
-from tidings.cli.root import commands
 from tidings.clock import ManualClock
 from tidings.deadletters import to_letter, to_line
 from tidings.engine import DeadLetter, Done, Entry, Failure, Outgoing
-from tidings.engines.memory import MemoryEngine, MemoryStore
+from tidings.engines.memory import MemoryEngine
 from tidings.replay import Span, replay
 from tidings.testing import TestBus
 
-T = TypeVar("T")
 
+class Shell(MemoryShell):
+    """On a store with six handled events, a minute apart, on two subjects."""
 
-class Shell:
-    """A command line on a store with six handled events, a minute apart, on two subjects."""
+    command = ("replay",)
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.store = MemoryStore(self.clock)
+        super().__init__(self.clock)
         self.play(self._history)
-
-    def __call__(self, *words: str) -> Result:
-        return CliRunner().invoke(commands, ["--url", "memory:", "replay", *words], obj=self.store)
-
-    def json(self, *words: str) -> Any:
-        result = self(*words, "--json")
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout)
-
-    def play(self, scene: Callable[[MemoryEngine], Awaitable[T]]) -> T:
-        async def act() -> T:
-            engine = MemoryEngine(self.store)
-            await engine.open()
-            try:
-                return await scene(engine)
-            finally:
-                await engine.close()
-
-        return asyncio.run(act())
 
     async def _history(self, engine: MemoryEngine) -> None:
         wishes = [claims.Wish("both", ("events.a", "events.b")), claims.Wish("one", ("events.a",))]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import tidings
+from shell import MemoryShell
 from tidings import claims, schedule
-from tidings.cli.root import commands
-from tidings.clock import ManualClock
+from tidings.clock import ManualClock, SystemClock
 from tidings.engine import Entry, Outgoing, Stored
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import Closed, ConfigError, Conflict, EngineUnavailable
@@ -24,7 +23,6 @@ from tidings.handlers import HandlerOptions
 from tidings.schedule import CatchUp, Progress, Schedule, Ticker, Timing
 from tidings.testing import TestBus
 
-T = TypeVar("T")
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
@@ -448,32 +446,8 @@ async def test_a_delayed_message_is_cancelled_by_its_receipt() -> None:
 # The command line
 
 
-class Shell:
-    """A person at a terminal that is none, whose engine is a store in memory."""
-
-    def __init__(self) -> None:
-        self.store = MemoryStore()
-
-    def __call__(self, *words: str) -> Result:
-        return CliRunner().invoke(commands, ["--url", "memory:", "schedules", *words], obj=self.store)
-
-    def json(self, *words: str) -> Any:
-        result = self(*words, "--json")
-        assert result.exit_code == 0, result.stderr
-        return json.loads(result.stdout)
-
-    def play(self, scene: Callable[[MemoryEngine], Awaitable[T]]) -> T:
-        """Let somebody else act on the same store."""
-
-        async def act() -> T:
-            engine = MemoryEngine(self.store)
-            await engine.open()
-            try:
-                return await scene(engine)
-            finally:
-                await engine.close()
-
-        return asyncio.run(act())
+class Shell(MemoryShell):
+    command = ("schedules",)
 
     def declare(self, name: str, timing: Timing, now: float) -> None:
         async def act(engine: MemoryEngine) -> None:
@@ -485,12 +459,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell() -> Iterator[Shell]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield Shell()
-    root.handlers[:], level = before
-    root.setLevel(level)
+def shell() -> Shell:
+    return Shell(SystemClock())
 
 
 def test_schedules_ls_says_what_runs_when(shell: Shell) -> None:
