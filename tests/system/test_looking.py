@@ -6,18 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from nats_server import NatsServer
 from tidings.engine import Outgoing
 from tidings.engines.nats import NatsEngine
 from tidings.engines.nats.api import JetStream
-from tidings.engines.nats.link import Link
 from tidings.message import new_id
+
+pytest_plugins = ("on_nats",)
 
 LOOKS = (
     ["stats"],
@@ -42,23 +40,6 @@ def tidings(url: str, *words: str, **environment: str) -> subprocess.CompletedPr
         text=True,
         timeout=30,
     )
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-async def js(server: NatsServer) -> AsyncIterator[JetStream]:
-    """The server's API, beside any command."""
-    link = Link(server.locate)
-    await link.open(10)
-    yield JetStream(link, 10.0)
-    await link.close()
 
 
 async def streams(js: JetStream) -> dict[str, list[str]]:

@@ -7,11 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pytest
 
 from nats_server import NatsServer
 from sql_app import App
@@ -23,7 +20,7 @@ from tidings.message import KEY
 if TYPE_CHECKING:
     from databases import Place
 
-pytest_plugins = ("databases",)
+pytest_plugins = ("databases", "on_nats")
 
 STORED = """
 import os, pathlib, time
@@ -43,14 +40,6 @@ async def work(message: tidings.Message, db: AsyncSession) -> None:
         while not pathlib.Path("go on").exists():
             time.sleep(0.01)
 """
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
 
 
 async def test_a_frozen_worker_commits_nothing_once_another_is_active(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +13,28 @@ import pytest
 
 import tidings
 from nats_server import NatsServer
+from on_nats import take, until
 from tidings import claims, embedded
 from tidings.claims import Wish
 from tidings.clock import SystemClock
 from tidings.embedded import BrokerSettings
-from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, RetryAfter, Space
+from tidings.engine import Claim, Dead, Done, Failure, Group, Outgoing, RetryAfter, Space
 from tidings.engines.nats import Address, NatsEngine
 from tidings.engines.nats.api import JetStream
 from tidings.engines.nats.housekeeping import tidy
 from tidings.engines.nats.layout import Layout
-from tidings.engines.nats.link import Link
 from tidings.errors import ConfigError, StoreFull
 from tidings.retention import Janitor
 from tidings.settings import Settings
 from tidings.watching.hub import Hub
+
+pytest_plugins = ("on_nats",)
 
 FAILURE = Failure("ValueError", "not today")
 LAYOUT = Layout("tidings", ("events.>",))
 DAY = 86400.0
 EVERYTHING = ("events.>", 1, 1_000_000)
 numbers = itertools.count()
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -51,35 +45,12 @@ async def engine(server: NatsServer) -> AsyncIterator[NatsEngine]:
     await engine.close()
 
 
-@pytest.fixture
-async def js(server: NatsServer) -> AsyncIterator[JetStream]:
-    """The server's API, beside any engine."""
-    link = Link(server.locate)
-    await link.open(10)
-    yield JetStream(link, 10.0)
-    await link.close()
-
-
 def event(body: bytes = b"{}", subject: str = "events.a") -> Outgoing:
     return Outgoing(subject, body, {}, f"id-{next(numbers)}")
 
 
 def group(*filters: str) -> Group:
     return Group("g", tuple(Claim(filter) for filter in filters or ("events.>",)))
-
-
-async def take(engine: NatsEngine, count: int) -> list[Delivery]:
-    taken: list[Delivery] = []
-    async with asyncio.timeout(30):
-        while len(taken) < count:
-            taken += await engine.pull("g", count - len(taken), 5.0)
-    return taken
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def purged(engine: NatsEngine, *left: int) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ import pytest
 from nats_server import NatsServer
 from started import Started
 from tidings.engines.nats import NatsEngine
+
+pytest_plugins = ("on_nats",)
 
 APP = """
 import tidings
@@ -42,14 +44,6 @@ async def later(message: tidings.Message, db: AsyncSession) -> None:
     await db.execute(text("INSERT INTO runs (due) VALUES (-1)"))
 """
 PATIENCE = 40.0
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +14,8 @@ from nats_server import NatsServer
 from tidings.engines.nats import outbound
 from tidings.engines.nats.client import Inbound, LeanClient
 from tidings.engines.nats.connection import Address, Frame, NatsPy, connect_nats_py
+
+pytest_plugins = ("on_nats",)
 
 Parts = tuple[int, str, str, bytes, bytes]
 
@@ -66,14 +66,6 @@ async def test_what_is_no_protocol_ends_the_connection(line: bytes) -> None:
     """A line that cannot be understood raises the error by which nats-py gives a connection up."""
     with pytest.raises(ProtocolError):
         await Inbound(Client(), lambda *_: None).parse(line)
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
 
 
 async def connected(server: NatsServer) -> NatsPy:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from nats_server import NatsServer
+from on_nats import take, until
 from tidings.clock import ManualClock, SystemClock
 from tidings.conformance.steps import heard
 from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, Reply, RetryAfter
@@ -21,17 +22,11 @@ from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Denied, Link
 from tidings.errors import ConfigError, Conflict, EngineUnavailable, StoreFull, TooLarge, Unconfirmed
 
+pytest_plugins = ("on_nats",)
+
 FAILURE = Failure("ValueError", "not today")
 LAYOUT = Layout("tidings", ("events.>",))
 Start = Callable[..., Awaitable[NatsEngine]]
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -50,35 +45,12 @@ async def start(server: NatsServer) -> AsyncIterator[Start]:
         await engine.close()
 
 
-@pytest.fixture
-async def js(server: NatsServer) -> AsyncIterator[JetStream]:
-    """The server's API, beside any engine."""
-    link = Link(server.locate)
-    await link.open(10)
-    yield JetStream(link, 10.0)
-    await link.close()
-
-
 def event(id: int | str, body: bytes = b"{}", subject: str = "events.a", not_before: float | None = None) -> Outgoing:
     return Outgoing(subject, body, {"ce-id": str(id)}, str(id), not_before)
 
 
 def group(*filters: str, lease: float = 30.0, paused: bool = False) -> Group:
     return Group("g", tuple(Claim(filter) for filter in filters or ("events.>",)), lease, paused)
-
-
-async def take(engine: NatsEngine, count: int) -> list[Delivery]:
-    taken: list[Delivery] = []
-    async with asyncio.timeout(30):
-        while len(taken) < count:
-            taken += await engine.pull("g", count - len(taken), 5.0)
-    return taken
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_second_namespace_on_the_same_roots(start: Start) -> None:

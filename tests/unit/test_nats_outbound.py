@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
@@ -13,6 +11,8 @@ from nats.aio.client import __version__ as version
 from nats_server import NatsServer
 from tidings.engines.nats import outbound
 from tidings.engines.nats.outbound import Parcel, frame, lines_of, outlet_of
+
+pytest_plugins = ("on_nats",)
 
 PATIENCE = 60.0
 MESSAGES: list[tuple[str, str, dict[str, str] | None, bytes]] = [
@@ -23,14 +23,6 @@ MESSAGES: list[tuple[str, str, dict[str, str] | None, bytes]] = [
     ("there.5", "back", {"Foreign": "ä€"}, b"y" * 70_000),
 ]
 PARCELS: list[Parcel] = [(subject, reply, lines_of(headers), body) for subject, reply, headers, body in MESSAGES]
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
 
 
 async def sent(

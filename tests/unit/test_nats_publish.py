@@ -19,31 +19,11 @@ from tidings.engines.nats.pace import FEW, Pace
 from tidings.engines.nats.sending import LARGEST, Item, Sender
 from tidings.errors import EngineUnavailable, StoreFull
 
+pytest_plugins = ("on_nats",)
+
 LAYOUT = Layout("tidings", ("events.>",))
 BATCH, SEQUENCE, COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 Start = Callable[..., Awaitable[NatsEngine]]
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-async def link(server: NatsServer) -> AsyncIterator[Link]:
-    """A connection beside any engine."""
-    link = Link(server.locate)
-    await link.open(10)
-    yield link
-    await link.close()
-
-
-@pytest.fixture
-def js(link: Link) -> JetStream:
-    return JetStream(link, 10.0)
 
 
 @pytest.fixture

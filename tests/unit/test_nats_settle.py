@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from nats_server import NatsServer
+from on_nats import take
 from tidings.clock import Clock, ManualClock, SystemClock
 from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, Release, RetryAfter
 from tidings.engines.nats import Address, NatsEngine
 from tidings.engines.nats.link import Denied
 
+pytest_plugins = ("on_nats",)
+
 FAILURE = Failure("ValueError", "not today")
 NO_REFERENCES = {"users": [{"user": "u", "password": "p", "permissions": {"publish": {"deny": ["_t.tidings.ref.>"]}}}]}
 """Forbids what has to be stored before a message that is too large to be copied may become a dead letter."""
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    server = NatsServer(tmp_path / "server")
-    await server.start()
-    yield server
-    server.kill()
 
 
 async def opened(server: NatsServer, clock: Clock | None = None, lease: float = 30.0, user: str = "") -> NatsEngine:
@@ -40,14 +34,6 @@ async def opened(server: NatsServer, clock: Clock | None = None, lease: float = 
 
 async def publish(engine: NatsEngine, *names: str) -> None:
     await engine.publish([Outgoing("events.a", b"{}", {"ce-id": name}, name) for name in names])
-
-
-async def take(engine: NatsEngine, count: int) -> list[Delivery]:
-    taken: list[Delivery] = []
-    async with asyncio.timeout(30):
-        while len(taken) < count:
-            taken += await engine.pull("g", count - len(taken), 5.0)
-    return taken
 
 
 async def test_what_ends_while_others_are_written_is_not_acknowledged(server: NatsServer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,18 +11,12 @@ from tidings import EngineUnavailable, Message, NoResponder
 from tidings.clock import ManualClock
 from tidings.engine import Delivery, Done, Entry
 from tidings.work.outage import DIFFERENT, FIRST, MOST, SEVERAL, Away, Outage, away
-from workbench import Bench, New, stop, until
+from workbench import Bench, New, until
+
+pytest_plugins = ("workbench",)
 
 SURE = Away(EngineUnavailable("nobody answers"), sure=True)
 PERHAPS = Away(ConnectionRefusedError("no"), sure=False)
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    for worker in bench.workers:
-        await stop(bench, worker)
 
 
 @pytest.fixture

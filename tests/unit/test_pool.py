@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from contextvars import ContextVar
 
 import pytest
 
 from tidings.message import current_message
 from tidings.work import pool
-from workbench import Bench, New, stop, until
+from workbench import Bench, New, until
+
+pytest_plugins = ("workbench",)
 
 mark: ContextVar[int] = ContextVar("mark", default=-1)
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    for worker in bench.workers:
-        await stop(bench, worker)
 
 
 async def test_a_quick_handler_needs_no_task_per_message(bench: Bench) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,15 +10,9 @@ import pytest
 import tidings
 from tidings.clock import ManualClock
 from tidings.rate import Rate, per_second
-from workbench import Bench, New, stop, until
+from workbench import Bench, New, until
 
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    for worker in bench.workers:
-        await stop(bench, worker)
+pytest_plugins = ("workbench",)
 
 
 @pytest.mark.parametrize(

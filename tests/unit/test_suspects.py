@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -14,15 +13,9 @@ from tidings.engines.memory import MemoryEngine
 from tidings.work.suspects import CRASHES, UNEXPLAINED, Floor, crash_loop, is_suspect
 from workbench import LEASE, Bench, Engine, New, stop, until
 
+pytest_plugins = ("workbench",)
+
 GROUP = Group("g", (Claim("events.>"),), lease=LEASE)
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    for worker in bench.workers:
-        await stop(bench, worker)
 
 
 @pytest.fixture

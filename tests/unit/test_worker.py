@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 import tidings
 from tidings.engine import Done, Outcome
-from workbench import LEASE, Bench, Engine, New, stop, until
+from workbench import LEASE, Bench, Engine, New, until
 
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    for worker in bench.workers:
-        await stop(bench, worker)
+pytest_plugins = ("workbench",)
 
 
 async def test_everything_is_handled_and_settled(bench: Bench) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,13 +13,7 @@ from tidings.engine import Done, Release
 from tidings.work.worker import Worker
 from workbench import LEASE, Bench, New, stop, until
 
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    for worker in bench.workers:
-        await stop(bench, worker)
+pytest_plugins = ("workbench",)
 
 
 async def test_stopping_lets_running_handlers_finish(bench: Bench) -> None:
