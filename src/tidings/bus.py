@@ -30,7 +30,7 @@ from .subjects import check_filter, check_subject, matches
 from .sync import SyncPublisher
 from .versions import Upcaster
 from .watching.receipts import Receipts
-from .work.handling import in_transaction
+from .work.calling import in_transaction
 
 if TYPE_CHECKING:
     from .live.gather import Gathered

@@ -21,7 +21,7 @@ from ..message import ID, Message, decode_header, new_id
 from ..publisher import Publisher
 from ..registry import Listener, Plan
 from ..subjects import covers
-from ..work.handling import call, is_stopping, provided
+from ..work.calling import call, is_stopping, provided
 
 log = logging.getLogger("tidings.live")
 

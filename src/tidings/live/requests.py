@@ -40,18 +40,9 @@ from ..signals import ERROR
 from ..stepping import within
 from ..subjects import matches
 from ..unit import Unit, Units
-from ..work.handling import (
-    RERUNS,
-    being_handled,
-    call,
-    error_name,
-    error_text,
-    is_stopping,
-    late,
-    line_of,
-    provided,
-    time_limit,
-)
+from ..work.calling import being_handled, call, is_stopping, late, provided, time_limit
+from ..work.handling import RERUNS
+from ..work.telling import error_name, error_text, line_of
 from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
 
 log = logging.getLogger("tidings.requests")

@@ -10,9 +10,10 @@ from ..engine import Done, Outgoing
 from ..logs import message_context
 from ..outbox import Relay
 from ..unit import Unit
+from .calling import answering, being_handled, is_stopping, time_limit
 from .each import Each
 from .gathering import Gathering, Part, Run
-from .handling import Handling, LeaseLost, answering, being_handled, is_stopping, time_limit
+from .handling import Handling, LeaseLost
 from .hands import Receiver
 from .outage import Away, Outage
 from .pace import Pace

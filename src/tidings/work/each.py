@@ -17,10 +17,11 @@ from ..errors import Conflict, EngineError
 from ..logs import name_message
 from ..message import Message, identity
 from ..outbox import Relay
-from .handling import Handling, LeaseLost, line_of
+from .handling import Handling, LeaseLost
 from .hands import Receiver
 from .outage import Away, Outage
 from .suspects import Floor, crash_loop, is_suspect
+from .telling import line_of
 
 log = logging.getLogger("tidings.worker")
 

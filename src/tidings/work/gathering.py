@@ -18,13 +18,15 @@ from ..logs import message_context
 from ..message import Message
 from ..outbox import Relay
 from ..unit import InboxKey, Shared, Unit, Units
+from .calling import answering
 from .each import Each
-from .handling import Handling, answering, line_of
+from .handling import Handling
 from .hands import Receiver
 from .outage import Away, Outage
 from .pace import Pace
 from .sharing import Work
 from .suspects import Floor, is_suspect
+from .telling import line_of
 
 log = logging.getLogger("tidings.worker")
 

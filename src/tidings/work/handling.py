@@ -6,21 +6,17 @@ This file decides outcomes and never talks to the engine about them: the worker 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import inspect
 import logging
 import random
 import socket
-import threading
 import types
 import typing
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from .. import failpoints
 from ..batch import Batch
-from ..clock import Clock, timeout
 from ..codec import Codec, codec_for
 from ..engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, Release, RetryAfter
 from ..errors import DecodeError
@@ -28,30 +24,35 @@ from ..events import EventSpec, spec_of
 from ..handlers import Handler
 from ..message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
 from ..publisher import Publisher
-from ..registry import Parameter, Plan, Provider
+from ..registry import Parameter, Plan
 from ..retry import Reject, RetryLater, RetryPolicy
 from ..stepping import within
-from ..threads import Threads
 from ..unit import Deposed, InboxKey, Member, Shared, Unit, Units
 from ..version import __version__
 from ..versions import AGAIN, Patience
-from .outage import Away, away
+from .calling import (
+    CancelledItself,
+    ExitedItself,
+    TimeUp,
+    answering,
+    call,
+    in_transaction,
+    is_stopping,
+    late,
+    provided,
+    time_limit,
+)
+from .outage import away
+from .telling import end_of, error_name, error_text, line_of, storable
 from .tracebacks import text_of
 
 log = logging.getLogger("tidings.worker")
 
-in_transaction: contextvars.ContextVar[bool] = contextvars.ContextVar("tidings_in_transaction", default=False)
-"""Whether the running handler has a transaction: then `bus.publish` would not belong to it."""
-
 RERUNS: Final = 5
 """Runs more that a transaction gets within one delivery when it lost against another one."""
 MOST_IN_BATCH: Final = 256
-COMMIT_LIMIT: Final = 30.0
-"""Seconds for a database to answer what is asked of it besides the handler's own statements."""
-_MOST_TRACEBACK = 8_000
 _READERS = 10_000
 _HOST = socket.gethostname()
-_threads = Threads()  # of plain handlers without a transaction
 
 
 class LeaseLost(Exception):
@@ -276,9 +277,9 @@ class Handling:
     def judged(self, delivery: Delivery, error: BaseException) -> Outcome:
         """What becomes of a delivery whose handling ended with an error; raises `Away`."""
         if isinstance(error, asyncio.CancelledError):
-            return self.failed(delivery, _CancelledItself(self.handler.name, error))
+            return self.failed(delivery, CancelledItself(self.handler.name, error))
         if isinstance(error, SystemExit):
-            return self.failed(delivery, _ExitedItself(self.handler.name, error))
+            return self.failed(delivery, ExitedItself(self.handler.name, error))
         if not isinstance(error, Exception):
             raise error
         if isinstance(error, Reject):
@@ -310,18 +311,11 @@ class Handling:
         return Failure(
             error=error_name(error),
             message=error_text(error)[:2000],
-            traceback=_storable(_end_of(text)),
+            traceback=storable(end_of(text)),
             handler=self.handler.name,
             host=_HOST,
             version=__version__,
         )
-
-
-def _end_of(text: str) -> str:
-    """The last lines of a traceback: where it happened is at its end."""
-    if len(text) <= _MOST_TRACEBACK:
-        return text
-    return "…\n" + text[-_MOST_TRACEBACK:].partition("\n")[2]
 
 
 def inbox_key(message: Message[Any]) -> InboxKey:
@@ -338,10 +332,6 @@ def _argument(parameter: Parameter, given: Message[Any] | Batch[Any], unit: Unit
     return given
 
 
-class TimeUp(TimeoutError):
-    """The handler's time limit, told apart from a `TimeoutError` of the handler's own."""
-
-
 class Expired(Exception):
     """No handler began the message in time."""
 
@@ -349,145 +339,3 @@ class Expired(Exception):
         super().__init__(
             f"it expired at {at}, and no handler had finished it by then: too few workers, or none for long"
         )
-
-
-class _ExitedItself(Exception):
-    """The handler called `sys.exit`."""
-
-    def __init__(self, handler: str, error: SystemExit) -> None:
-        super().__init__(f"{handler} called sys.exit({error.code!r}): a handler returns or raises an exception")
-
-
-class _CancelledItself(Exception):
-    """A `CancelledError` out of the handler although nobody cancelled the handler: an error like any other. Handed
-    back as if the worker stopped, the message would come again at once, for ever."""
-
-    def __init__(self, handler: str, error: asyncio.CancelledError) -> None:
-        super().__init__(f"{handler} raised CancelledError, and the worker had not cancelled it: what it awaited was")
-        self.__cause__ = error
-
-
-_SHOWN_AS: dict[type[BaseException], str] = {
-    TimeUp: "TimeoutError",
-    _CancelledItself: "CancelledError",
-    _ExitedItself: "SystemExit",
-}
-
-
-def is_stopping() -> bool:
-    """Whether a `CancelledError` here means the running task, and not only something it awaited."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
-
-
-def error_name(error: BaseException) -> str:
-    """The error's type, for people."""
-    return _SHOWN_AS.get(type(error), type(error).__qualname__)
-
-
-def error_text(error: BaseException) -> str:
-    """What an error says; also of one whose `__str__` fails."""
-    try:
-        return _storable(str(error))
-    except Exception as another:
-        return f"(its text cannot be shown: {type(another).__name__})"
-
-
-def _storable(text: str) -> str:
-    """Text that JSON and databases can hold: no lone surrogates, no NUL."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-
-
-def line_of(error: BaseException) -> str:
-    """The error in one line of a log."""
-    return f"{error_name(error)}: {error_text(error)}".splitlines()[0][:300]
-
-
-def late(seconds: float) -> TimeUp:
-    return TimeUp(f"the handler was still running after {seconds:g} s and was cancelled")
-
-
-@asynccontextmanager
-async def time_limit(clock: Clock, seconds: float) -> AsyncIterator[None]:
-    """Cancel what runs inside after the time; raises `TimeUp`."""
-    scope = None
-    try:
-        async with timeout(clock, seconds) as scope:
-            yield
-    except TimeoutError:
-        if scope is not None and scope.expired():
-            raise late(seconds) from None
-        raise
-
-
-@asynccontextmanager
-async def answering(clock: Clock) -> AsyncIterator[None]:
-    """What is asked of the database inside is answered within `COMMIT_LIMIT` seconds; raises `Away`."""
-    try:
-        async with time_limit(clock, COMMIT_LIMIT):
-            yield
-    except TimeUp:
-        silent = TimeoutError(f"the database has not answered for {COMMIT_LIMIT:g} s")
-        raise Away(silent, sure=True) from None
-
-
-class being_handled:  # noqa: N801  (used as a function is; a class costs a third of a generator)
-    """What is published inside is caused by the message; what a batch publishes, by none of its messages alone."""
-
-    __slots__ = ("_before", "_message", "_transactional")
-
-    def __init__(self, message: Message[Any] | None, transactional: bool) -> None:
-        self._message = message
-        self._transactional = transactional
-
-    def __enter__(self) -> None:
-        self._before = current_message.set(self._message), in_transaction.set(self._transactional)
-
-    def __exit__(self, *_: object) -> None:
-        message, transaction = self._before
-        in_transaction.reset(transaction)
-        current_message.reset(message)
-
-
-async def provided(provider: Provider, stack: AsyncExitStack) -> Any:
-    """A value of a provider; generators live until the stack is left, which is when the message is done."""
-    made = provider()
-    if inspect.isasyncgen(made):
-        return await stack.enter_async_context(asynccontextmanager(lambda: made)())
-    if inspect.isgenerator(made):
-        return stack.enter_context(contextmanager(lambda: made)())
-    if inspect.isawaitable(made):
-        return await made
-    return made
-
-
-async def call(
-    function: Callable[..., Any], arguments: dict[str, Any], is_async: bool, unit: Unit | Member | None
-) -> Any:
-    """Call a handler: a coroutine function here, a plain function in a thread."""
-    if is_async:
-        return await function(**arguments)
-
-    def run() -> Any:
-        try:
-            return function(**arguments)
-        except StopIteration as error:
-            # A future cannot hold one: whoever waits for the thread would wait for ever.
-            raise RuntimeError(f"{function.__qualname__} raised StopIteration") from error
-        finally:
-            ended.set()
-
-    ended = threading.Event()
-    thread = _threads.take() if unit is None else None
-    try:
-        if unit is not None:
-            return await unit.run(contextvars.copy_context().run, run)
-        assert thread is not None
-        return await thread.run(run)
-    except asyncio.CancelledError:
-        if not ended.is_set():
-            log.error("a thread cannot be stopped: %s goes on in the background", function.__qualname__)
-        raise
-    finally:
-        if thread is not None:
-            _threads.give_back(thread)

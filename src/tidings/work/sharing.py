@@ -15,7 +15,8 @@ from ..engine import Delivery, Outgoing
 from ..logs import name_message
 from ..message import Message, current_message
 from ..unit import Member, Shared
-from .handling import Handling, TimeUp, answering, in_transaction, inbox_key
+from .calling import TimeUp, answering, in_transaction
+from .handling import Handling, inbox_key
 from .pace import Pace
 from .turns import Turns, watched
 

@@ -17,13 +17,15 @@ import logging
 from ..engine import Delivery, Done, Outgoing
 from ..outbox import Relay
 from ..unit import Shared, Units
+from .calling import answering
 from .gathering import Gathering, Part, Run
-from .handling import Handling, LeaseLost, answering, line_of
+from .handling import Handling, LeaseLost
 from .hands import Receiver
 from .outage import Away, Outage
 from .pace import Pace
 from .sharing import judges
 from .suspects import Floor, is_suspect
+from .telling import line_of
 from .trial import Trial
 
 log = logging.getLogger("tidings.worker")

@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 from ..engine import Outgoing
 from ..unit import Shared, Units
-from .handling import Handling, answering
+from .calling import answering
+from .handling import Handling
 from .outage import Away
 from .pace import LONGEST, Pace
 from .sharing import Round, Work, judges
