@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -98,6 +99,15 @@ def profile(file: Path, title: str, count: int) -> None:
     print(f"{file}: {sample['worker_us']:.0f} µs per message under the profiler")
 
 
+def pattern(text: str) -> str:
+    """A regular expression, or the error that argparse tells."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+    return text
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     names = "\n".join(f"  {name:9} {benchmark.title}" for name, benchmark in ALL.items())
     parser = argparse.ArgumentParser(
@@ -115,7 +125,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--page", metavar="FILE", type=Path, help="with --json alone: write all of it there, as Markdown"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of the benchmark's own number")
-    parser.add_argument("--only", metavar="TEXT", help="cases whose title has this text")
+    parser.add_argument(
+        "--only", metavar="PATTERN", type=pattern, help="cases with this in their title: 'Tidings$|nats-py'"
+    )
     parser.add_argument(
         "--profile",
         metavar="FILE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from .benchmark import Benchmark, Measured
@@ -10,7 +11,7 @@ from .children import ChildFailed
 
 def measure(benchmark: Benchmark, *, quick: bool, rounds: int | None, only: str | None) -> list[Measured]:
     """A case that fails is said and kept as failed; the others go on."""
-    chosen = [case for case in benchmark.cases(quick) if only is None or only in case.title]
+    chosen = [case for case in benchmark.cases(quick) if only is None or re.search(only, case.title)]
     measured = [Measured(case) for case in chosen]
     total = rounds or (benchmark.quick_rounds if quick else benchmark.rounds)
     for number in range(total):

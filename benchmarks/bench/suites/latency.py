@@ -26,7 +26,7 @@ def paced(contender: str, seconds: int) -> Sample:
 
 
 def cases(quick: bool) -> list[Case]:
-    seconds = 3 if quick else 20
+    seconds = 3 if quick else 10
     return [
         Case(ABOUT[name].title, partial(paced, name, seconds), name) for name in MEASURED_IDLE if name not in LEFT_OUT
     ]
