@@ -125,9 +125,18 @@ current_message: ContextVar[Message[Any] | None] = ContextVar("tidings_current_m
 
 
 def identity(entry: Entry, namespace: str) -> str:
-    """The message's id: its CloudEvents id, or, for foreign messages, its place in the log."""
+    """The message's id: its CloudEvents id, or, for foreign messages, its place in the log and the millisecond in which
+    it was stored. A broker that was emptied or replaced counts from 1 again, and a database that outlives the log must
+    not take what is new for what it has handled."""
     given = entry.headers.get(ID)
-    return decode_header(given) if given else f"{namespace}-{entry.position}"
+    return decode_header(given) if given else f"{namespace}-{entry.position}-{round(entry.time * 1000)}"
+
+
+def place_of(id: str, namespace: str) -> int:
+    """The position that is in the id of a foreign message; 0 for any other id."""
+    position, _, moment = id.removeprefix(f"{namespace}-").partition("-")
+    told = id.startswith(f"{namespace}-") and position.isdecimal() and moment.isdecimal()
+    return int(position) if told else 0
 
 
 def expiry(headers: Mapping[str, str]) -> float | None:

@@ -372,7 +372,10 @@ def test_explain_finds_a_message_by_its_id(shell: Shell) -> None:
     shell("pub", "events.a", "1", "--id", "order-7")
     shell.publish(b"2")
     assert shell.json("explain", "order-7")["position"] == 1
-    assert shell.json("explain", "tidings-2")["position"] == 2
+    id = shell.json("explain", "2")["id"]
+    assert id.startswith("tidings-2-")
+    assert shell.json("explain", id)["position"] == 2
+    assert shell("explain", f"{id}9").exit_code == 5, "that of another log, which was stored at another time"
     missing = shell("explain", "order-8")
     assert missing.exit_code == 5
     assert "no stored message 'order-8'" in missing.stderr

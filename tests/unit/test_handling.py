@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 import tidings
 from handlers import Indexed, New, Saved, died, new_bus, publish
+from tidings.message import place_of
 from tidings.retry import NEVER
 from tidings.testing import TestBus
 
@@ -210,8 +211,9 @@ async def test_a_message_without_headers_is_handled() -> None:
         await bus.engine.publish([tidings.engine.Outgoing("events.new", b'{"item":"x"}', {}, "whatever")])
         await t.settle()
         (saved,) = await t.published("events.saved")
-    assert seen == [("x", "tidings-1", "tidings-1", None)]
-    assert saved.causation_id == "tidings-1"
+    ((item, id, correlation, source),) = seen
+    assert (item, place_of(id, "tidings"), correlation, source) == ("x", 1, id, None)
+    assert saved.causation_id == id
 
 
 async def test_an_unknown_version_is_not_guessed() -> None:

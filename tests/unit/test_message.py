@@ -8,6 +8,7 @@ import time
 import uuid
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from tidings.message import (
     header_size,
     identity,
     new_id,
+    place_of,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -100,9 +102,13 @@ def test_a_type_with_percent_signs_comes_back() -> None:
 
 
 def test_a_foreign_message_is_known_by_its_place() -> None:
-    """Without an id, namespace and position make one that is the same for everybody."""
-    assert identity(entry({}), "prod") == "prod-7"
-    assert identity(entry({ID: ""}), "prod") == "prod-7"
+    """Without an id, namespace, position and time make one that is the same for everybody, and not for another log."""
+    first = msgspec.structs.replace(entry({}), time=1763854382.1234564)
+    assert identity(first, "prod") == "prod-7-1763854382123"
+    assert identity(msgspec.structs.replace(first, headers={ID: ""}), "prod") == "prod-7-1763854382123"
+    assert identity(msgspec.structs.replace(first, time=1763854399.0), "prod") == "prod-7-1763854399000"
+    assert (place_of("prod-7-1763854382123", "prod"), place_of("a-b-3-1", "a-b")) == (7, 3)
+    assert not any(place_of(id, "prod") for id in ("prod-7", "other-7-1", "prod-x-1", "prod-7-", new_id(), ""))
     foreign = Message(entry({}), None, id="prod-7")
     assert (foreign.correlation_id, foreign.causation_id, foreign.source, foreign.key) == ("prod-7", None, None, None)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from .. import claims, order
 from ..engine import Engine, Entry, GroupState
-from ..message import identity
+from ..message import identity, place_of
 from ..retention import position_at
 from ..subjects import check_filter, matches
 from . import options, output
@@ -149,6 +149,9 @@ async def find(engine: Engine, message: str) -> Entry | None:
         page = await engine.read([">"], max(0, int(message) - 1), 1)
         return page[0] if page and page[0].position == int(message) else None
     here = namespace()
+    if place := place_of(message, here):
+        page = await engine.read([">"], place - 1, 1)
+        return page[0] if page and identity(page[0], here) == message else None
     after = await position_at(engine, born - _CLOCKS_APART) if (born := _born(message)) else 0
     async for entry in entries(engine, [">"], after):
         if identity(entry, here) == message:

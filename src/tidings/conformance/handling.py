@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 
 from tidings import Message, Reject, RetryLater, RetryPolicy
+from tidings.message import identity
 from tidings.retry import NEVER
 
 from .app import AT_ONCE, Ordered, Packed, Process, application, handled, letters, process, reached
@@ -237,7 +238,8 @@ async def unknown_fields_are_ignored(world: World) -> None:
 
 @case("bus")
 async def foreign_messages_are_handled(world: World) -> None:
-    """A message without any header, from any client, is handled: its subject says what it is, its place who."""
+    """A message without any header, from any client, is handled: its subject says what it is, its place and
+    time who."""
     seen: list[tuple[int, str, str]] = []
     bus = application(world)
 
@@ -248,7 +250,8 @@ async def foreign_messages_are_handled(world: World) -> None:
     async with process(world, bus) as running:
         [stored] = await running.engine.publish([message(b'{"number":5}', subject="events.shop.ordered")])
         await reached(world, lambda: bool(seen), "it is handled")
-    id = f"tidings-{stored.position}"
+        [entry] = await running.engine.read([">"], stored.position - 1, 1)
+    id = identity(entry, "tidings")
     assert seen == [(5, id, id)]
 
 

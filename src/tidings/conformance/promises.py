@@ -110,6 +110,7 @@ PROMISES = (
             "overlapping_filters_deliver_once",
             "plain_functions_run_in_threads",
             "the_inbox_lets_a_redrive_through",
+            "an_entry_is_the_same_by_every_way",
             "the_chain_is_known",
         ),
     ),

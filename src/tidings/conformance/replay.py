@@ -38,6 +38,31 @@ async def replay_reaches_one_group(world: World) -> None:
 
 
 @case("seam")
+async def an_entry_is_the_same_by_every_way(world: World) -> None:
+    """Read, handed out, retried, dead, redriven or replayed, a message without headers is the same to the microsecond:
+    its place and time are its identity, by which a database knows it."""
+    engine = await world.engine()
+    await engine.declare([group(world)])
+    await publish(engine, "foreign")
+    [entry] = await engine.read(["events.>"], 0, 10)
+    first = await take_one(engine, "g")
+    await engine.settle([RetryAfter(first, 0.0, FAILURE)])
+    retried = await take_one(engine, "g")
+    await engine.settle([Dead(retried, "handler_error", FAILURE)])
+    [letter] = await engine.dead_letters("g")
+    assert await engine.redrive([letter]) == 1
+    redriven = await take_one(engine, "g")
+    await finish(engine, [redriven])
+
+    async def replayed() -> bool:  # in a cluster the word that it is done may still be on its way
+        return await engine.replay("g", [entry], "again") == 1
+
+    await eventually(replayed, "what is done is given again")
+    again = await take_one(engine, "g")
+    assert all(one.entry == entry for one in (first, retried, letter, redriven, again))
+
+
+@case("seam")
 async def replay_leaves_out_what_is_open(world: World) -> None:
     """What the group has still to handle, or has as a dead letter, is not given a second time."""
     engine = await world.engine()

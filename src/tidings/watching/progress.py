@@ -14,7 +14,7 @@ import msgspec
 
 from .. import claims
 from ..engine import DeadLetter, Engine, Entry, GroupState
-from ..message import CAUSATION, born, decode_header, identity
+from ..message import CAUSATION, born, decode_header, identity, place_of
 from ..subjects import matches, overlap
 from .chains import Chains, between
 from .failures import Failed, of_letter
@@ -57,9 +57,7 @@ def leading(ledger: claims.Ledger, targets: Sequence[str]) -> dict[str, claims.C
 async def find(engine: Engine, id: str, namespace: str, position: int = 0) -> Entry | None:
     """The message with this id. Known to stand at `position` it takes one read; else the log is walked backwards to
     the time at which the id was made, or to its beginning for an id that does not say."""
-    if not position and id.startswith(f"{namespace}-") and id.removeprefix(f"{namespace}-").isdecimal():
-        position = int(id.removeprefix(f"{namespace}-"))  # of a foreign message without an id: its place
-    if position:
+    if position := position or place_of(id, namespace):
         page = await engine.read([">"], position - 1, 1)
         same = page and page[0].position == position and identity(page[0], namespace) == id
         return page[0] if same else None
