@@ -33,8 +33,10 @@ class Job(msgspec.Struct, frozen=True):
     """What it does there: `add` (one object), `save` (an object, its id, a follow-up event), `batch` (one statement for
     many)."""
     poison: str = ""
-    """What is wrong with one message in a hundred, which can never be saved: its handler `raises`, or its row is
+    """What is wrong with some of the messages, which can never be saved: their handler `raises`, or their row is
     `refused` by the database. Empty is nothing."""
+    poisoned: int = 100
+    """One message in so many is poison."""
     profile: str = ""
     """A file for the profile of a worker; empty is none."""
 

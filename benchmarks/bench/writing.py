@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from sqlalchemy import event, insert
+from sqlalchemy import event, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -78,8 +78,21 @@ class Once:
             self._seen(sent)
 
 
-def is_poison(message: Sent) -> bool:
-    return message.number % 100 == 50
+def is_poison(message: Sent, job: Job) -> bool:
+    return message.number % job.poisoned == 50
+
+
+async def saved(job: Job, count: int) -> None:
+    """Wait until so many rows are committed."""
+    made = sessions(job)
+    try:
+        while True:
+            async with made() as session:
+                if (await session.execute(select(func.count()).select_from(Row))).scalar_one() >= count:
+                    return
+            await asyncio.sleep(0.005)
+    finally:
+        await made.kw["bind"].dispose()
 
 
 def refused_row() -> Row:

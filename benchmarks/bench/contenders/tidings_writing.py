@@ -40,7 +40,7 @@ def writing_bus(job: Job, seen: Seen) -> tidings.Bus:
 
         @bus.on(Nothing, group="nothing")
         async def save_or_fail(event: Nothing, message: tidings.Message, db: AsyncSession) -> Written:
-            bad = is_poison(event)
+            bad = is_poison(event, job)
             saved = refused_row() if bad and job.poison == "refused" else row(event)
             db.add(saved)
             await db.flush()

@@ -11,6 +11,7 @@ ALL: dict[str, Benchmark] = {
         *(module.BENCHMARK for module in (publish, handle, latency, requests, backlog, groups, payload, startup)),
         memory.BENCHMARK,
         poison.BENCHMARK,
+        poison.ONE_POISON,
         *database.BENCHMARKS,
     )
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ..benchmark import Sample
 from ..children import child, run
 from ..contenders import ABOUT
 from ..databases import database
-from ..job import Job
+from ..job import Job, now
 from ..servers import broker
+from ..writing import saved
 
 SLOW = ("celery-redis", "dramatiq-redis")
 """Thousands of messages less, so that a round does not wait for them."""
@@ -47,6 +50,21 @@ def written(contender: str, count: int, kind: str, writes: str, *, sync: str, po
         with child(work) as worker:
             worker.hear()
             return worker.hear()
+
+
+def saved_beside(kind: str, poison: str, count: int = 256) -> Sample:
+    """How long it takes from a worker's first message until all that can be saved are committed: `count`, or all but
+    one of them."""
+    with database(kind) as url, broker("nats", "always") as server:
+        run(Job("tidings", "fill", server.url, server.pid, count, database=url, writes="save"))
+        work = Job(
+            "tidings", "work", server.url, server.pid, count, database=url, writes="save", poison=poison, poisoned=count
+        )
+        with child(work) as worker:
+            worker.hear()
+            begun = now()
+            asyncio.run(saved(work, count if poison == "none" else count - 1))
+            return {"saved_ms": (now() - begun) * 1e3}
 
 
 def published(contender: str, count: int, how: str, *, sync: str, size: int = 128) -> Sample:

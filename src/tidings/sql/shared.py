@@ -29,6 +29,8 @@ Rows: TypeAlias = "tuple[SessionMember, list[object]]"
 _MEMBER: Final = "_tidings_member"
 _FEW: Final = 4
 """Messages of which each is tried by itself when their rows are refused."""
+_SOME: Final = 2
+"""Refused ones that are looked for among many."""
 
 
 class SqlShared(SqlUnit):
@@ -149,21 +151,36 @@ class SqlShared(SqlUnit):
             self._find_refused(session, ready, error)
 
     def _find_refused(self, session: Session, ready: list[Rows], error: Exception) -> None:
-        """Some of these are refused: by halves, until several are to blame or few are left; then one by one, which is
-        fewer tries."""
+        """Some of these are refused. One or two are looked for; where there are more, or few are left, each is tried by
+        itself, which is less."""
+        for _ in range(_SOME):
+            if len(ready) <= _FEW:
+                break
+            rest = self._refused_one(session, ready)
+            more = self._refusal_of(session, rest) if rest else None
+            if more is None:
+                return
+            ready, error = rest, more
         if len(ready) == 1:
             self._refuse_rows(ready[0][0], error)
-        elif len(ready) <= _FEW:
-            self._insert_singly(session, ready)
         else:
+            self._insert_singly(session, ready)
+
+    def _refused_one(self, session: Session, ready: list[Rows]) -> list[Rows]:
+        """Find one by halves, and insert the halves that are good before it. Returns what was not tried: what stands
+        behind, of which nothing is known."""
+        rest: list[Rows] = []
+        error: Exception | None = None
+        while len(ready) > 1:
             middle = len(ready) // 2
-            halves = ready[:middle], ready[middle:]
-            if self._refusal_of(session, halves[0]) is None:
-                self._find_refused(session, halves[1], error)  # it must be there
-            elif self._refusal_of(session, halves[1]) is None:
-                self._find_refused(session, halves[0], error)
+            error = self._refusal_of(session, ready[:middle])
+            if error is None:
+                ready = ready[middle:]
             else:
-                self._insert_singly(session, ready)
+                ready, rest = ready[:middle], ready[middle:] + rest
+        if error is not None or (error := self._refusal_of(session, ready)) is not None:
+            self._refuse_rows(ready[0][0], error)
+        return rest
 
     def _insert_singly(self, session: Session, ready: list[Rows]) -> None:
         for rows in ready:

@@ -126,6 +126,8 @@ class Store:
     def fresh(self, connection: Connection, keys: Sequence[InboxKey]) -> set[InboxKey]:
         """Mark as handled; returns those that were not. Waits for another transaction that marks the same."""
         rows = self._run(connection, _FRESH, keys=_inbox_keys(keys))
+        if len(rows) == len(set(keys)):
+            return set(keys)
         return {InboxKey(row.group_name, row.subject, row.message_id) for row in rows}
 
     def forget(self, connection: Connection, keys: Sequence[InboxKey]) -> None:
