@@ -256,9 +256,8 @@ async def not_before_waits(world: World) -> None:
     """A message for later is handed out at its time, also when its publisher is gone; newer ones overtake it."""
     reader, writer = await world.engine(), await world.engine()
     await reader.declare([group(world)])
-    delay = 2 * world.lease
-    later = message("later", not_before=world.clock.time() + delay)
-    [stored] = await writer.publish([later])
+    due = world.clock.time() + 2 * world.lease
+    [stored] = await writer.publish([message("later", not_before=due)])
     assert (stored.position, stored.duplicate) == (0, False)
     await publish(writer, "now")
     await world.crash(writer)
@@ -266,7 +265,7 @@ async def not_before_waits(world: World) -> None:
     overtaking = await take_one(reader, "g")
     assert overtaking.entry.body == b"now"
     await finish(reader, [overtaking])
-    delivery = await take_later(world, reader, "g", delay)
+    delivery = await take_later(world, reader, "g", due - world.clock.time())
     assert delivery.entry.body == b"later"
     assert delivery.entry.subject == "events.a"
     assert delivery.entry.position > overtaking.entry.position
@@ -321,7 +320,7 @@ async def delayed_messages_are_listed_and_cancelled(world: World) -> None:
     handed out, or cancelled before, cannot be cancelled."""
     engine, other = await world.engine(), await world.engine()
     await engine.declare([group(world)])
-    due = round(world.clock.time() + 2 * world.lease, 3)
+    due = round(world.clock.time() + 4 * world.lease, 3)
     kept = message("kept", id="same", not_before=due, headers={"ce-id": "same"})
     dropped = message("dropped", id="same", subject="events.b", not_before=due)
     await engine.publish([kept, dropped])
@@ -336,7 +335,7 @@ async def delayed_messages_are_listed_and_cancelled(world: World) -> None:
     assert repeated.duplicate, "the id of a cancelled message stays known"
     await world.restart()
 
-    delivery = await take_later(world, engine, "g", 2 * world.lease)
+    delivery = await take_later(world, engine, "g", due - world.clock.time())
     assert delivery.entry.body == b"kept"
     assert not await engine.cancel("events.a", "same")
     assert await engine.delayed(10) == []

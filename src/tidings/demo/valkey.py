@@ -20,6 +20,7 @@ from ..embedded.config import write_private
 from ..embedded.locks import hold_lifeline, lifeline_end
 from ..engines import parse, redis_address
 from ..errors import BrokerError, EngineUnavailable, MissingExtra
+from ..processes import describe
 
 _HOST: Final = "127.0.0.1"
 _STARTS_WITHIN: Final = 15.0
@@ -72,7 +73,7 @@ async def _keep(process: asyncio.subprocess.Process, folder: Path, url: str, say
     try:
         while True:
             code = await process.wait()
-            say(f"valkey-server ended ({code}); starting it again")
+            say(f"valkey-server {describe(code)}; starting it again")
             await asyncio.sleep(_PAUSE)
             with contextlib.suppress(BrokerError):
                 process = await _start(folder, url)
