@@ -107,6 +107,10 @@ class CoreConnection(Protocol):
         """Hand messages to the connection, in their order and in one write; returns before they are sent."""
         ...
 
+    def send_soon(self, parcel: Parcel) -> None:
+        """`send` one, together with others of this turn of the event loop: where several send one each."""
+        ...
+
     async def room(self) -> None:
         """Returns at once, or when what is unsent is no longer too much. Raises `OSError` when the server hears
         nothing."""
@@ -195,6 +199,9 @@ class NatsPy:
 
     def send(self, parcels: Sequence[Parcel]) -> None:
         self._outlet.send(parcels)
+
+    def send_soon(self, parcel: Parcel) -> None:
+        self._outlet.send_soon(parcel)
 
     async def room(self) -> None:
         while self._outlet.waiting > BACKLOG:

@@ -189,7 +189,7 @@ class Link:
         try:
             if connection.waiting > BACKLOG:
                 await connection.room()
-            connection.send(((subject, reply, lines, body),))
+            connection.send_soon((subject, reply, lines, body))
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from nats.aio.client import Client, __version__
@@ -20,9 +20,6 @@ log = logging.getLogger("tidings.engines.nats")
 
 KNOWN: Final = "2.16."
 """Versions of nats-py whose inside is known here; any other one is used by its public methods only."""
-
-_COMPANY: Final = 50e-6
-"""Seconds that a frame waits for others of the same turn of the event loop: a write takes about as long."""
 
 Parcel: TypeAlias = tuple[str, str, str, bytes]
 """A message to be sent: subject, reply subject or "", header lines or "" (see `lines_of`), body."""
@@ -38,6 +35,10 @@ class Outlet(Protocol):
 
     def send(self, parcels: Sequence[Parcel]) -> None:
         """Hand over, in order; returns before it is sent."""
+        ...
+
+    def send_soon(self, parcel: Parcel) -> None:
+        """Hand over one, that may wait for others until the event loop turns."""
         ...
 
     def send_each(self, subjects: Sequence[str], body: bytes) -> None:
@@ -79,54 +80,49 @@ def frame(parcel: Parcel) -> bytes:
 
 
 class _Joined:
-    """Frames written together, behind whatever nats-py has queued: the first at once, and those that come after it in
-    the same turn of the event loop some at a time. A write is a call of the system, and costs more than a message does
-    in all else."""
+    """Frames that are written together, behind whatever nats-py has queued. A write is a call of the system, wakes the
+    server, and costs more than a message does in all else."""
 
     def __init__(self, client: Client, writer: asyncio.StreamWriter) -> None:
         self._client = client
         self._writer = writer
         self._turning = False
-        """Whether something was written in this turn of the loop."""
-        self._written = 0.0
-        """When, on the loop's clock."""
+        """Whether what is queued is written when the loop turns."""
 
     @property
     def waiting(self) -> int:
         return self._client._pending_data_size + self._writer.transport.get_write_buffer_size()
 
     def send(self, parcels: Sequence[Parcel]) -> None:
-        self._queue([frame(parcel) for parcel in parcels])
+        self._write(map(frame, parcels))
+
+    def send_soon(self, parcel: Parcel) -> None:
+        # Where nats-py has its own: it writes what is there when it comes to it, in order.
+        framed = frame(parcel)
+        self._client._pending.append(framed)
+        self._client._pending_data_size += len(framed)
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._turned)
 
     def send_each(self, subjects: Sequence[str], body: bytes) -> None:
         if subjects:
             rest = f"  {len(body)}\r\n{body.decode()}\r\n"
-            self._queue([f"PUB {f'{rest}PUB '.join(subjects)}{rest}".encode()])
+            self._write((f"PUB {f'{rest}PUB '.join(subjects)}{rest}".encode(),))
 
     async def emptied(self) -> None:
         pass
 
-    def _queue(self, frames: list[bytes]) -> None:
-        # Where nats-py has its own: it writes what is there when it comes to it, in order.
-        client, loop = self._client, asyncio.get_running_loop()
-        client._pending += frames
-        client._pending_data_size += sum(map(len, frames))
-        if not self._turning:
-            self._turning = True
-            loop.call_soon(self._turned)
-        elif loop.time() - self._written < _COMPANY:
-            return
-        self._write()
-        self._written = loop.time()
-
     def _turned(self) -> None:
         self._turning = False
         if self._client._pending:
-            self._write()
+            self._write(())
 
-    def _write(self) -> None:
+    def _write(self, frames: Iterable[bytes]) -> None:
         client = self._client
-        frames, client._pending, client._pending_data_size = client._pending, [], 0
+        frames = [*client._pending, *frames]
+        client._pending = []
+        client._pending_data_size = 0
         self._writer.write(frames[0] if len(frames) == 1 else b"".join(frames))
 
 
@@ -148,6 +144,9 @@ class _Public:
         self._size += sum(len(parcel[3]) for parcel in parcels)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain(), name="tidings nats outlet")
+
+    def send_soon(self, parcel: Parcel) -> None:
+        self.send((parcel,))
 
     def send_each(self, subjects: Sequence[str], body: bytes) -> None:
         self.send([(subject, "", "", body) for subject in subjects])
