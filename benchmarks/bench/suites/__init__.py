@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from ..benchmark import Benchmark
-from . import backlog, database, groups, handle, latency, memory, payload, poison, publish, requests, startup
+from . import backlog, database, drain, groups, handle, latency, memory, payload, poison, publish, requests, startup
 
 ALL: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
-        *(module.BENCHMARK for module in (publish, handle, latency, requests, backlog, groups, payload, startup)),
+        *(
+            module.BENCHMARK
+            for module in (publish, handle, latency, requests, backlog, drain, groups, payload, startup)
+        ),
         memory.BENCHMARK,
         poison.BENCHMARK,
         poison.ONE_POISON,
