@@ -429,6 +429,27 @@ async def test_when_the_window_with_the_stream_closes_another_takes_over(tmp_pat
         assert await stayed(second)
 
 
+async def test_a_stream_that_ends_is_resumed_at_once(
+    tmp_path: Path, chromium: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the server ends a stream that has lasted, so that the browser shows that it reads, the page asks for the
+    next one behind its place: it stays live, and misses nothing."""
+    monkeypatch.setattr("tidings.push.app.LIFETIME", (13.0, 13.0))
+    async with running(tmp_path) as (_, client), visitor(chromium, client.base_url) as v:
+        page = await v.open()
+        await page.evaluate(LISTEN)
+        await page.wait_for_function("heard.live.includes(true)")
+        await write(page, "milk")
+        await shows(page, "milk")
+        await eventually(lambda: len(v.places) == 2, within=40)
+        await write(page, "bread")
+        await shows(page, "bread", "milk")
+        assert v.places[1] != ""
+        assert await page.evaluate("heard.live") == [True]
+        assert len(await page.evaluate("heard.exact")) == 2
+        assert await stayed(page)
+
+
 async def test_a_hidden_window_holds_no_stream_and_catches_up(tmp_path: Path, chromium: str) -> None:
     """A window that nobody looks at closes its stream; seen again it shows what it missed."""
     async with running(tmp_path) as (_, client), visitor(chromium, client.base_url) as v:

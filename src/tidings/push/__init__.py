@@ -5,8 +5,8 @@
 The id of each event is its place in the log, so a browser that reconnects (with the `Last-Event-ID` it sends by itself)
 is given what it missed, from any web process. One process reads the log once, however many browsers it has. A browser
 has no queue of its own, only a position: one that is slow reads from the log what is no longer kept here, and one that
-takes nothing for `PATIENCE` seconds is disconnected. A stream ends by itself after some minutes, so that who may
-see it is asked again; the browser comes back and misses nothing.
+reads nothing is dropped (`wires`, `windows`). A stream ends by itself after some minutes, so that who may see it is
+asked again; the browser comes back and misses nothing.
 
     …/             the stream; also at the endpoint's own address, as of `add_route("/push", bus.push(…))`
     …/tidings.js   the module for pages: one stream for all tabs of a browser

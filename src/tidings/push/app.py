@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,10 +20,11 @@ from ..watching.hub import Hub, Reader
 from ..watching.progress import find, leading, look
 from .crowd import Crowd, Full
 from .frames import event_frame, event_id, frame, is_number, outcome_frame, position_of
-from .wires import Wires
+from .wires import Wire, Wires
 
 if TYPE_CHECKING:
     import anyio
+    from sse_starlette import ServerSentEvent
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -36,7 +38,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-HEARTBEAT: Final = 10  # seconds
+HEARTBEAT: Final = 4  # seconds; some of them tell whether a browser seems to read
 PATIENCE: Final = 15.0  # seconds a browser may take nothing while there is something to take
 GRACE: Final = 1.0  # seconds a stream may take to end when the server stops
 LIFETIME: Final = (240.0, 300.0)  # seconds after which a stream ends, for the browser to come and be judged again
@@ -119,20 +121,22 @@ class Push:
     async def _stream(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         from sse_starlette import EventSourceResponse
 
+        wire = self._wires.of(scope)
         try:
             with self._crowd.place(self._user(request) if self._user else None):
                 hub = (await self._connect()).hub(self._filters)
                 reader, oldest = await hub.join()
-                async with aclosing(self._frames(hub, reader, oldest, request)) as frames:
+                async with aclosing(self._frames(hub, reader, oldest, request, wire)) as frames:
                     response = EventSourceResponse(
                         frames,
                         ping=HEARTBEAT,
+                        ping_message_factory=cast("Callable[[], ServerSentEvent]", partial(heartbeat, wire, reader)),
                         send_timeout=PATIENCE,
                         shutdown_event=cast("anyio.Event", _Leaving(reader)),
                         shutdown_grace_period=GRACE,
                         headers=_STREAM,
                     )
-                    with self._wires.impatient(scope, PATIENCE):
+                    with wire.impatient(PATIENCE):
                         await response(scope, receive, send)
         except Full:
             text = "too many live streams at the moment: close a window, or try again later"
@@ -144,9 +148,11 @@ class Push:
             )
         except TimeoutError:
             log.info("a browser that took nothing for %g s was disconnected", PATIENCE)
-            self._wires.cut(scope)  # closed in good order it would stay until its last bytes are taken
+            wire.cut()  # closed in good order it would stay until its last bytes are taken
 
-    async def _frames(self, hub: Hub, reader: Reader, oldest: int, request: Request) -> AsyncGenerator[bytes, None]:
+    async def _frames(
+        self, hub: Hub, reader: Reader, oldest: int, request: Request, wire: Wire
+    ) -> AsyncGenerator[bytes, None]:
         given = last_event_id(request)
         end, retry = event_id(hub, reader.position), random.randint(*RETRY)  # noqa: S311
         if given is None:
@@ -163,6 +169,7 @@ class Push:
         try:
             async for news in hub.follow(reader):
                 if (told := await self._told(hub, news, request)) is not None:
+                    wire.look()
                     yield told
         finally:
             timer.cancel()
@@ -267,6 +274,16 @@ class _Leaving:
 
     def __init__(self, reader: Reader) -> None:
         self.set = reader.end
+
+
+def heartbeat(wire: Wire, reader: Reader) -> bytes:
+    """A comment, as long as it takes to tell whether the browser seems to read. The stream of one that does not ends;
+    one that reads after all comes again at once, and misses nothing."""
+    length = wire.heartbeat()
+    if length is None:
+        log.info("a browser that seems to read nothing was sent away")
+        reader.end()
+    return b":%b\n\n" % ((length or 0) * b".")
 
 
 def leaf(scope: Scope) -> str:

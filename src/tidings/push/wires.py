@@ -2,7 +2,7 @@
 files that this process has open, by their addresses: that works with every server and event loop.
 
 Why: the kernel takes megabytes for a browser that has stopped to read, and all that time `send` returns at once. But
-the kernel knows that the other side takes nothing, and can be told how long to bear it.
+the kernel knows what the other side takes, and what it would take.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
+
+from .windows import Reading, window_of
 
 Ends: TypeAlias = tuple[tuple[str, int], tuple[str, int]]
 """The two addresses of a connection, ours first."""
@@ -27,47 +29,13 @@ class Wires:
     def __init__(self) -> None:
         self._seen: dict[Ends, int] = {}
 
-    @contextmanager
-    def impatient(self, scope: Mapping[str, Any], seconds: float) -> Iterator[None]:
-        """While entered, the kernel ends a request's connection when the other side has taken nothing for so long
-        although there was something to take. To the server that is a client that has gone."""
+    def of(self, scope: Mapping[str, Any]) -> Wire:
+        """The connection of a request, if it can be found."""
         ends = _ends_of(scope)
-        before = self._bear(ends, round(seconds * 1000))
-        try:
-            yield
-        finally:
-            if before is not None:  # what else the connection is used for may take its time
-                self._bear(ends, before, look=False)
-
-    def cut(self, scope: Mapping[str, Any]) -> None:
-        """End a request's connection now, whatever still waits to be taken."""
-        with self._wire(_ends_of(scope)) as wire, contextlib.suppress(OSError):
-            if wire is not None:
-                wire.shutdown(socket.SHUT_RDWR)
-
-    def _bear(self, ends: Ends | None, milliseconds: int, *, look: bool = True) -> int | None:
-        """Set how long; returns what was set before, None if there is no such connection or option."""
-        with self._wire(ends, look=look) as wire, contextlib.suppress(OSError):
-            if wire is not None and _PATIENCE is not None:
-                before = wire.getsockopt(socket.IPPROTO_TCP, _PATIENCE)
-                wire.setsockopt(socket.IPPROTO_TCP, _PATIENCE, milliseconds)
-                return before
-        return None
-
-    @contextmanager
-    def _wire(self, ends: Ends | None, *, look: bool = True) -> Iterator[socket.socket | None]:
-        """The connection with these addresses; it stays the server's. `look` also among those not seen yet."""
         number = self._seen.get(ends) if ends else None
-        if number is None or _ends_at(number) != ends:
-            number = self._look_for(ends) if ends and look else None
-        if number is None:
-            yield None
-            return
-        wire = socket.socket(fileno=number)
-        try:
-            yield wire
-        finally:
-            wire.detach()
+        if ends and (number is None or _ends_at(number) != ends):
+            number = self._look_for(ends)
+        return Wire(ends, number)
 
     def _look_for(self, ends: Ends) -> int | None:
         """The number of its file. What came last has a high one, mostly; what is seen on the way is asked for next."""
@@ -78,6 +46,62 @@ class Wires:
                 if found == ends:
                     return number
         return None
+
+
+class Wire:
+    """One connection. It stays the server's: what is not there, or not any more, is left alone."""
+
+    def __init__(self, ends: Ends | None, number: int | None) -> None:
+        self._ends = ends
+        self._number = number
+        self._reading = Reading()
+
+    @contextmanager
+    def impatient(self, seconds: float) -> Iterator[None]:
+        """While entered, the kernel ends the connection when the other side has taken nothing for so long although
+        there was something to take. To the server that is a client that has gone."""
+        before = self._bear(round(seconds * 1000))
+        try:
+            yield
+        finally:
+            if before is not None:  # what else the connection is used for may take its time
+                self._bear(before)
+
+    def look(self) -> None:
+        """Before an event is sent: see what the other side would take."""
+        with self._open() as wire:
+            self._reading.saw(window_of(wire))
+
+    def heartbeat(self) -> int | None:
+        """Before a heartbeat: how many bytes it should have, or None when nobody seems to read."""
+        self.look()
+        return self._reading.heartbeat()
+
+    def cut(self) -> None:
+        """End the connection now, whatever still waits to be taken."""
+        with self._open() as wire, contextlib.suppress(OSError):
+            if wire is not None:
+                wire.shutdown(socket.SHUT_RDWR)
+
+    def _bear(self, milliseconds: int) -> int | None:
+        """Set how long; returns what was set before, None if there is no such connection or option."""
+        with self._open() as wire, contextlib.suppress(OSError):
+            if wire is not None and _PATIENCE is not None:
+                before = wire.getsockopt(socket.IPPROTO_TCP, _PATIENCE)
+                wire.setsockopt(socket.IPPROTO_TCP, _PATIENCE, milliseconds)
+                return before
+        return None
+
+    @contextmanager
+    def _open(self) -> Iterator[socket.socket | None]:
+        if self._number is None or _ends_at(self._number) != self._ends:  # the number may mean something else by now
+            yield None
+            return
+        wire = socket.socket(fileno=self._number)
+        try:
+            yield wire
+        finally:
+            wire.detach()
 
 
 def _ends_of(scope: Mapping[str, Any]) -> Ends | None:

@@ -1,6 +1,6 @@
-// See tidings.d.ts. The tab that holds the lock has the stream and relays.
+// See tidings.d.ts. The tab with the lock has the stream and relays.
 
-const AGAIN = 30_000; // ms, three heartbeats
+const AGAIN = 30_000; // ms
 
 const pattern = (filter) =>
   RegExp(`^${filter.replace(/[$+?()[\]{}|^\\.]/g, "\\$&").replace(/\*/g, "[^.]+").replace(/>$/, ".+")}$`);
@@ -9,7 +9,7 @@ export function connect(url = new URL("./", import.meta.url).href) {
   const relay = new BroadcastChannel(url);
   const listeners = new Set();
   const asked = new Map();
-  let place = ""; // last id
+  let place = "";
   let last, live, asking, stream, wake;
 
   const behind = (id) => {
@@ -42,26 +42,26 @@ export function connect(url = new URL("./", import.meta.url).href) {
     relay.postMessage(message);
   }
 
-  async function read() {
+  async function read(begun) {
     stream = new AbortController();
     const { ok, body } = await fetch(url, { headers: { "Last-Event-ID": place }, signal: stream.signal });
     if (!ok) return;
     tell({ now: true });
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = "", part; !(part = await reader.read()).done; last = Date.now()) {
-      const frames = (rest + part.value).split(/\n\r?\n/);
+      const frames = (rest + part.value).split("\n\n");
       rest = frames.pop();
       for (const frame of frames) {
-        const fields = frame.split("\n").map((line) => line.trim().split(/: ?(.*)/, 2));
+        const fields = frame.split("\n").map((line) => line.split(/: ?(.*)/, 2));
         tell(Object.fromEntries(fields));
       }
     }
+    return last > begun + 9000;
   }
 
   async function lead() {
     for (let fails = 0; !document.hidden; fails++) {
-      last = Date.now();
-      await read().catch(() => {});
+      try { while (await read((last = Date.now()))); } catch {}
       if (live) fails = 0;
       tell({ now: false });
       const wait = Math.min(1000 * 2 ** fails, AGAIN) * (0.5 + Math.random());
