@@ -134,6 +134,47 @@ async def test_one_reads_for_all_and_ends_with_the_last(monkeypatch: pytest.Monk
     await engine.close()
 
 
+class Clinging(MemoryEngine):
+    """An engine at which the end of listening takes a while."""
+
+    @asynccontextmanager
+    async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal | Lagged]]:
+        async with super().listen(channels) as signals:
+            try:
+                yield signals
+            finally:
+                for _ in range(50):
+                    await asyncio.sleep(0)
+
+
+async def test_one_who_comes_while_the_last_reading_ends_is_read_for() -> None:
+    """A browser that joins between the end of the reading for want of browsers, and the end of what belongs to it, gets
+    its events as any other."""
+    engine = Clinging(MemoryStore(SystemClock()))
+    await engine.open()
+    world = World(engine)
+    for turns in range(0, 60, 6):
+        reader, _ = await world.hub.join()
+        first = await world.publish()
+        assert await world.take(reader, 1) == first
+        del reader
+        async with asyncio.timeout(10):
+            while world.hub._readers:
+                await asyncio.sleep(0)
+                gc.collect()
+        await world.publish()  # wakes the reading, for nobody
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        late, _ = await world.hub.join()
+        taking = asyncio.create_task(world.take(late, 1))
+        for _ in range(60):
+            await asyncio.sleep(0)
+        assert await world.publish() == await taking
+        del late, taking
+    await world.hub.close()
+    await engine.close()
+
+
 class Distant(MemoryEngine):
     """An engine whose answer about the log's end is old when it arrives."""
 

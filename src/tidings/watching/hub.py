@@ -80,6 +80,7 @@ class Hub:
         self._floor = 0
         self._position = 0
         self._task: asyncio.Task[None] | None = None
+        self._over = False  # it reads no more, but is not done yet
         self._starting = asyncio.Lock()
         self.log_id = ""
         """Names this log: positions of another one (the data were deleted, the engine exchanged) mean nothing here."""
@@ -131,7 +132,10 @@ class Hub:
 
     async def _start(self) -> None:
         async with self._starting:
+            if self._task is not None and self._over:
+                await asyncio.wait([self._task])
             if self._task is None or self._task.done():
+                self._over = False
                 self.log_id = await log_id(self._engine)
                 self._floor = self._position = (await self._engine.stats()).last
                 self._kept.clear()
@@ -143,6 +147,7 @@ class Hub:
         try:
             await self._read_all()
         finally:
+            self._over = True
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
 
