@@ -69,9 +69,9 @@ class Cell:
     @property
     def often(self) -> bool:
         """Whether a process comes to the point for each operation, and not for many of them at once."""
-        return self.failpoint in ("handler.returned", "outbox.committed") or (
-            self.kind in ("each handler", "route", "def route") and self.failpoint in TRANSACTION
-        )
+        if self.kind in ("each handler", "route", "def route") and self.failpoint in TRANSACTION:
+            return True
+        return self.failpoint in ("handler.returned", "outbox.committed") and self.kind != "batch handler"
 
     @property
     def label(self) -> str:
