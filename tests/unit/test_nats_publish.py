@@ -160,10 +160,12 @@ async def test_a_full_store_takes_what_fits(start: Start, js: JetStream) -> None
 
 
 async def test_what_one_may_not_publish_harms_no_other(tmp_path: Path) -> None:
-    """A user without the right to one subject is told so for its messages; those beside them are stored."""
+    """A user without the right to one subject is told so for its messages, and for those that are to wait when it may
+    not let any wait; those beside them are stored."""
+    denied = ["events.secret", LAYOUT.every_schedule]
     users = [
         {"user": "all", "password": "p"},
-        {"user": "some", "password": "p", "permissions": {"publish": {"deny": ["events.secret"]}}},
+        {"user": "some", "password": "p", "permissions": {"publish": {"deny": denied}}},
     ]
     server = NatsServer(tmp_path / "guarded", authorization={"users": users})
     await server.start()
@@ -183,6 +185,8 @@ async def test_what_one_may_not_publish_harms_no_other(tmp_path: Path) -> None:
         assert [n for n, answer in enumerate(answers) if isinstance(answer, Denied)] == [0, 20, 59]
         assert sum(isinstance(answer, list) for answer in answers) == 57
         assert len(await log_of(owner)) == 57
+        with pytest.raises(Denied):
+            await guest.publish([event("later", not_before=guest._clock.time() + 60)])
     finally:
         await owner.close()
         await guest.close()

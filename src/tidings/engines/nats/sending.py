@@ -242,7 +242,7 @@ class Sender:
     def _launch(self, flight: Flight, parcels: list[Parcel]) -> None:
         """Make its frames, and expect its answer."""
         items = flight.items
-        flight.reply = self._link.expect(items[-1].message.subject, flight.arrived)
+        flight.reply = self._link.expect(self._address(items[-1]), flight.arrived)
         if len(items) == 1:
             parcels.append(self._parcel(items[0], flight.reply, ""))
         else:
@@ -260,15 +260,18 @@ class Sender:
         self._count += len(items)
         self._bytes += flight.size
 
+    def _address(self, item: Item) -> str:
+        message = item.message
+        return self._layout.schedule(message.subject, message.id) if item.late else message.subject
+
     def _parcel(self, item: Item, reply: str, more: str) -> Parcel:
         message = item.message
         # The same id on two subjects of a stream would count as one message: identity is both.
         lines = f"Nats-Msg-Id: {message.id} {message.subject}\r\n{item.lines}{more}"
-        if not item.late:
-            return message.subject, reply, lines, message.body
-        due, target = rfc3339(message.not_before or 0.0), self._layout.due(message.subject)
-        lines = f"{lines}Nats-Schedule: @at {due}\r\nNats-Schedule-Target: {target}\r\n"
-        return self._layout.schedule(message.subject, message.id), reply, lines, message.body
+        if item.late:
+            due, target = rfc3339(message.not_before or 0.0), self._layout.due(message.subject)
+            lines = f"{lines}Nats-Schedule: @at {due}\r\nNats-Schedule-Target: {target}\r\n"
+        return self._address(item), reply, lines, message.body
 
     # --- landing ---
 
