@@ -61,7 +61,7 @@ class Running:
         self._ledger = claims.Ledger()
         self.identity = f"{socket.gethostname()}:{os.getpid()}/{bus.name}-{secrets.token_hex(2)}"
         """This connected bus among all others, for people."""
-        self._plans: dict[str, Plan] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         self._hubs: dict[tuple[str, ...], Hub] = {}
         self._stack = stack
 
@@ -102,12 +102,15 @@ class Running:
             log.warning("this user declares nothing: %s", error)
         for relay in self.relays:
             await relay.units.prepare()
+        for relay in self.relays:  # once nothing can fail any more
             relay.start()
 
     def _plan(self, handler: Handler) -> Plan:
-        plan = self._plans.get(handler.name)
+        # Not by name: functions of a factory, or one that is defined twice, have the same.
+        key = handler.options.group, handler.filters, handler.function
+        plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[handler.name] = self.bus.registry.plan(handler, self.units)
+            plan = self._plans[key] = self.bus.registry.plan(handler, self.units)
         return plan
 
     async def work(self, groups: Sequence[str] | None = None) -> Worker:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
 
 import tidings
 from tidings.testing import TestBus
@@ -128,6 +131,17 @@ async def test_a_handler_that_cannot_work_keeps_the_bus_from_connecting() -> Non
         with pytest.raises(tidings.ConfigError, match="needs an annotation"):
             await bus.publish(New())
     assert bus.connected is None
+
+
+async def test_a_database_that_cannot_work_leaves_nothing_running(tmp_path: Path) -> None:
+    """The first of two databases is fine, the second is not: the bus does not connect, and no task of it is left."""
+    first = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'first.sqlite3'}")
+    second = sessionmaker(create_engine("sqlite://"))
+    bus = tidings.Bus("todo", url="memory:", sessions=async_sessionmaker(first), sync_sessions=second)
+    with pytest.raises(tidings.ConfigError, match="in memory"):
+        await bus.connect()
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("tidings")] == []
+    await first.dispose()
 
 
 async def test_on_start_runs_before_the_first_message(tmp_path: Path) -> None:

@@ -198,6 +198,40 @@ async def test_what_cannot_be_read_dies_with_its_bytes(subject: str, body: bytes
     assert calls == [New("behind")]
 
 
+async def test_handlers_of_one_name_are_told_apart() -> None:
+    """A factory of handlers, or a name that is used twice: each is given what its own signature says."""
+    bus, seen = new_bus(), []
+
+    def listen(event: type, group: str) -> None:
+        async def handle(event: Any) -> None:
+            seen.append((group, event))
+
+        handle.__annotations__["event"] = event
+        bus.on(event, group=group)(handle)
+
+    listen(New, "a")
+    listen(Saved, "b")
+
+    @bus.on(Indexed, group="c")
+    async def handle(event: Indexed, message: tidings.Message) -> None:
+        seen.append(("c", event))
+
+    @bus.on(Indexed, group="d")  # type: ignore[no-redef]
+    async def handle(event: Indexed) -> None:  # noqa: F811
+        seen.append(("d", event))
+
+    async with TestBus(bus) as t:
+        for event in (New("x"), Saved(), Indexed()):
+            await bus.publish(event)
+        await t.settle()
+        assert sorted(seen, key=lambda pair: pair[0]) == [
+            ("a", New("x")),
+            ("b", Saved()),
+            ("c", Indexed()),
+            ("d", Indexed()),
+        ]
+
+
 async def test_a_message_without_headers_is_handled() -> None:
     """`nats pub events.new '{"item":"x"}'` from any client: type by subject, id by its place."""
     bus, seen = new_bus(), []
