@@ -298,17 +298,18 @@ async def test_an_inner_time_limit_leaves_ours_alone() -> None:
 
 async def test_a_thread_over_its_time_is_retried_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     """The thread cannot be stopped, and the log says so; the message goes on meanwhile."""
-    bus, go, runs = new_bus(), threading.Event(), itertools.count(1)
+    bus, begun, go, runs = new_bus(), threading.Event(), threading.Event(), itertools.count(1)
 
     @bus.on(New, group="g", timeout=5, concurrency=2)
     def handle(new: New) -> None:
         if next(runs) == 1:
+            begun.set()
             go.wait(20)
 
     try:
         async with TestBus(bus) as t:
             await bus.publish(New())
-            await t.clock.advance(1)
+            assert await asyncio.to_thread(begun.wait, 20)
             await t.clock.advance(5)
             await t.settle()
             assert await t.dead_letters() == []
