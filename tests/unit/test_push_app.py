@@ -128,6 +128,17 @@ async def test_visible_may_be_async() -> None:
         assert await owners(ada, 1) == ["ada"]
 
 
+def test_who_a_user_is_cannot_be_awaited() -> None:
+    """Each call would be a user of its own, and no limit for any of them."""
+
+    async def user(request: Request) -> str:
+        return "ann"
+
+    given: Any = user
+    with pytest.raises(tidings.ConfigError, match="plain function"):
+        tidings.Bus("todo").push("events.>", user=given)
+
+
 async def test_a_user_and_all_together_have_so_many_streams() -> None:
     """Beyond the limit of a user or of the process the answer is 503 with `Retry-After`; a closed one makes room."""
     async with web(user=lambda request: request.query_params["user"], per_user=2, most=3) as (_, client):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..engine import Entry, Lagged
-from ..errors import DecodeError, EngineError, MissingExtra
+from ..errors import ConfigError, DecodeError, EngineError, MissingExtra
 from ..message import Message
 from ..watching.failures import Failed
 from ..watching.hub import Hub, Reader
@@ -68,6 +68,11 @@ class Push:
             import sse_starlette  # noqa: F401
         except ImportError as error:
             raise MissingExtra("Push", "web") from error
+        if inspect.iscoroutinefunction(user):
+            raise ConfigError(
+                "bus.push(user=…) takes a plain function: what has to be awaited belongs into a middleware; read it "
+                "from request.state"
+            )
         self._connect = running
         self._filters = filters
         self._visible = visible
