@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+import msgspec
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
@@ -27,12 +29,16 @@ class Dialect(Protocol):
     now: str
     """SQL for seconds since 1970; may use the parameter `:now`, the process's own clock."""
     keys: str
-    """SQL for a subquery of the columns a, b, c out of the parameter `:keys`, JSON `[["a", "b", "c"], …]`."""
+    """SQL for a subquery of the columns a, b, c out of what `given` makes."""
     skip_locked: str
     for_share: str
     """SQL behind a SELECT whose rows must not change before the transaction ends."""
     one_writer: bool
     """Whether writers queue for the whole database anyway, so that they had better queue in the process first."""
+
+    def given(self, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """The parameters for `keys`: rows of up to three texts."""
+        ...
 
     def begin(self, connection: Connection, name: str) -> None:
         """Make the transaction that SQLAlchemy has just begun one that a handler may have, under a name for those who
@@ -56,6 +62,9 @@ class SQLite:
     skip_locked = ""
     for_share = ""  # who may write at all keeps everybody else from it
     one_writer = True
+
+    def given(self, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
+        return {"keys": msgspec.json.encode(keys).decode()}
 
     def begin(self, connection: Connection, name: str) -> None:
         """`BEGIN IMMEDIATE`: the write lock from the start, so that what a handler reads is still true when it writes.
@@ -111,7 +120,10 @@ class PostgreSQL:
 
     name = "postgresql"
     now = "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
-    keys = "SELECT value->>0 AS a, value->>1 AS b, value->>2 AS c FROM json_array_elements(CAST(:keys AS json))"
+    keys = (
+        "SELECT a, b, c FROM unnest(CAST(:keys_a AS text[]), CAST(:keys_b AS text[]), CAST(:keys_c AS text[]))"
+        " AS keys(a, b, c)"
+    )
     skip_locked = "FOR UPDATE SKIP LOCKED"
     for_share = "FOR SHARE"
     one_writer = False
@@ -121,6 +133,10 @@ class PostgreSQL:
         " CAST(:name AS text)), true), CASE WHEN current_setting('idle_in_transaction_session_timeout') = '0'"
         f" THEN set_config('idle_in_transaction_session_timeout', '{IDLE_LIMIT}s', true) END"
     )
+
+    def given(self, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """A list for each column: quicker to take apart than JSON, and this is what most of the inbox's time is."""
+        return {f"keys_{name}": [key[i] for key in keys if i < len(key)] for i, name in enumerate("abc")}
 
     def begin(self, connection: Connection, name: str) -> None:
         """The `application_name` is the name, behind the application's own if it has one, until the transaction ends.

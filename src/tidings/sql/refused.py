@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from tidings.clock import Clock, SystemClock
 
 from .database import Database
+from .dialects import dialect_of
 from .store import statement
 from .tables import Tables
 
@@ -70,6 +71,6 @@ class Refusals:
     def _execute(self, connection: Connection, template: str, ids: Sequence[str] | None, **parameters: Any) -> Any:
         whole = template.replace("{only}", "" if ids is None else _ONLY)
         if ids is not None:
-            parameters["keys"] = msgspec.json.encode([[id] for id in ids]).decode()
+            parameters |= dialect_of(connection.dialect.name).given([[id] for id in ids])
         words = {"now": self._clock.time(), **parameters}
         return connection.execute(statement(whole, connection.dialect.name, self._tables.before), words)

@@ -125,14 +125,14 @@ class Store:
 
     def fresh(self, connection: Connection, keys: Sequence[InboxKey]) -> set[InboxKey]:
         """Mark as handled; returns those that were not. Waits for another transaction that marks the same."""
-        rows = self._run(connection, _FRESH, keys=_inbox_keys(keys))
+        rows = self._run(connection, _FRESH, **_given(connection, _inbox_keys(keys)))
         if len(rows) == len(set(keys)):
             return set(keys)
         return {InboxKey(row.group_name, row.subject, row.message_id) for row in rows}
 
     def forget(self, connection: Connection, keys: Sequence[InboxKey]) -> None:
         """Take back marks that this transaction has made."""
-        connection.execute(self._statement(connection, _FORGET), {"keys": _inbox_keys(keys)})
+        connection.execute(self._statement(connection, _FORGET), _given(connection, _inbox_keys(keys)))
 
     def stage(self, connection: Connection, messages: Sequence[Outgoing]) -> None:
         """Add to the outbox, leased to this process; a message that waits there already is not added again."""
@@ -150,7 +150,7 @@ class Store:
         keys = {message.headers[KEY] for message in messages if KEY in message.headers}
         locks = sorted({_lock(self.tables.before, key) for key in keys})
         connection.execute(self._statement(connection, _LOCK_KEYS), {"locks": msgspec.json.encode(locks).decode()})
-        parameters = {"keys": _identities(messages), "token": self.token}
+        parameters = {**_given(connection, _identities(messages)), "token": self.token}
         connection.execute(self._statement(connection, _TAKE_POSITIONS), parameters)
 
     def enter(self, connection: Connection, name: str, epoch: int) -> int:
@@ -169,7 +169,7 @@ class Store:
 
     def staged(self, connection: Connection, messages: Sequence[Outgoing]) -> Turn:
         """Those of the messages that are in the outbox and leased to this process."""
-        rows = self._run(connection, _STAGED, keys=_identities(messages))
+        rows = self._run(connection, _STAGED, **_given(connection, _identities(messages)))
         return Turn(
             [_outgoing(row) for row in rows if not row.behind],
             [_outgoing(row) for row in rows if row.behind],
@@ -177,7 +177,8 @@ class Store:
 
     def mark_sent(self, connection: Connection, messages: Sequence[Outgoing]) -> None:
         """Delete those that are still leased to this process."""
-        connection.execute(self._statement(connection, _SENT), {"keys": _identities(messages), "token": self.token})
+        parameters = {**_given(connection, _identities(messages)), "token": self.token}
+        connection.execute(self._statement(connection, _SENT), parameters)
 
     def mark_refused(self, connection: Connection, message: Outgoing, why: str) -> None:
         """Write down what the engine said, and leave it alone for a while."""
@@ -218,16 +219,16 @@ def statement(template: str, dialect_name: str, table: str) -> TextClause:
     return text(template.format(**words, skip_locked=dialect.skip_locked, for_share=dialect.for_share))
 
 
-def _json(keys: Sequence[tuple[str, ...]]) -> str:
-    return msgspec.json.encode(keys).decode()
+def _given(connection: Connection, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
+    return dialect_of(connection.dialect.name).given(keys)
 
 
-def _inbox_keys(keys: Sequence[InboxKey]) -> str:
-    return _json([(key.group, key.subject, key.id) for key in sorted(keys)])
+def _inbox_keys(keys: Sequence[InboxKey]) -> list[tuple[str, str, str]]:
+    return [(key.group, key.subject, key.id) for key in sorted(keys)]
 
 
-def _identities(messages: Sequence[Outgoing]) -> str:
-    return _json([(message.subject, message.id) for message in messages])
+def _identities(messages: Sequence[Outgoing]) -> list[tuple[str, str]]:
+    return [(message.subject, message.id) for message in messages]
 
 
 def _row(message: Outgoing) -> dict[str, Any]:
