@@ -38,7 +38,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-HEARTBEAT: Final = 4  # seconds; some of them tell whether a browser seems to read
+HEARTBEAT: Final = 6  # seconds; some of them tell whether a browser seems to read
 PATIENCE: Final = 15.0  # seconds a browser may take nothing while there is something to take
 GRACE: Final = 1.0  # seconds a stream may take to end when the server stops
 LIFETIME: Final = (240.0, 300.0)  # seconds after which a stream ends, for the browser to come and be judged again
