@@ -175,10 +175,15 @@ class Link:
         await asyncio.gather(*self._closing)
 
     async def publish(
-        self, subject: str, body: bytes = b"", headers: Mapping[str, str] | str | None = None, reply: str = ""
+        self,
+        subject: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | str | None = None,
+        reply: str = "",
+        soon: bool = False,
     ) -> None:
         """Send now or raise `Disconnected`. Raises `TooLarge` for what would make the server hang up. Headers may be
-        given as lines."""
+        given as lines. With `soon` it leaves together with others of this turn of the event loop."""
         connection = self._usable()
         lines = headers if isinstance(headers, str) else lines_of(headers)
         size = len(body) + (len(lines if lines.isascii() else lines.encode()) + 12 if lines else 0)
@@ -189,7 +194,10 @@ class Link:
         try:
             if connection.waiting > BACKLOG:
                 await connection.room()
-            connection.send_soon((subject, reply, lines, body))
+            if soon:
+                connection.send_soon((subject, reply, lines, body))
+            else:
+                connection.send(((subject, reply, lines, body),))
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error
 
@@ -243,7 +251,7 @@ class Link:
         timer = loop.call_later(timeout, _settle, future, TimeoutError())
         reply = self.expect(subject, partial(_settle, future))
         try:
-            await self.publish(subject, body, headers, reply)
+            await self.publish(subject, body, headers, reply, soon=True)
             return await future
         finally:
             timer.cancel()

@@ -122,7 +122,7 @@ class Live:
             reply = await responder(frame.subject, frame.body, clean(frame.headers))
             over(reply.error)
             if answerable(frame.reply):
-                await self._link.publish(frame.reply, reply.body, reply.headers)
+                await self._link.publish(frame.reply, reply.body, reply.headers, soon=True)
         except (EngineUnavailable, Closed, TooLarge) as error:
             log.warning("the answer to %s could not be sent: %s", frame.subject, error)
         except Exception as error:
