@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -45,6 +45,22 @@ async def whole(app: App) -> int:
     counts = {table: await app.count(table) for table in ("items", "tidings_inbox", "tidings_outbox")}
     assert len(set(counts.values())) == 1, counts
     return counts["items"]
+
+
+@BOTH
+async def test_a_session_is_over_with_its_transaction(database: Place, annotation: type) -> None:
+    """A task that a handler has left behind cannot use its session any more: it would begin a transaction that nobody
+    ends, and on SQLite the next message would wait for it."""
+    app = await App.start(database, sync=annotation is Session)
+    async with app.units.begin(annotation) as unit:
+        left_behind = unit.connection
+        await unit.commit()
+    session = left_behind.sync_session if isinstance(left_behind, AsyncSession) else left_behind
+    with pytest.raises(InvalidRequestError, match="permanently closed"):
+        session.begin()
+    await handle(app, annotation, 1)
+    assert await whole(app) == 1
+    await app.close()
 
 
 @BOTH

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -133,9 +134,11 @@ class Database:
 
     def _lane(self, for_handler: bool) -> Lane:
         engine = self.engine
+        # For good: a task that a handler leaves behind must not begin a transaction that nobody ends.
+        make = partial(self._sessions, close_resets_only=False)
         if isinstance(self._sessions, async_sessionmaker):
-            return LoopLane(self._sessions if for_handler else lambda: AsyncSession(AsyncEngine(engine)))
-        return ThreadLane(self._sessions if for_handler else lambda: Session(engine), self._threads)
+            return LoopLane(make if for_handler else lambda: AsyncSession(AsyncEngine(engine)))
+        return ThreadLane(make if for_handler else lambda: Session(engine), self._threads)
 
     def _turn_to_write(self) -> AbstractAsyncContextManager[None]:
         """SQLite has one writer at a time and lets the others poll for 5 seconds; in this process they queue instead,
