@@ -69,6 +69,14 @@ async def test_it_is_listed_with_what_the_broker_said(app: App) -> None:
     assert "tidings db outbox ls" in status.stdout
 
 
+async def test_status_tells_the_age_of_what_waits(app: App) -> None:
+    """`db status --json` has the seconds for which the oldest event has waited that is only not sent yet."""
+    await app.sql("UPDATE tidings_outbox SET staged_at = staged_at - 7200 WHERE refused IS NULL")
+    status = json.loads((await call(app, "status", "--json")).stdout)
+    assert 7200 <= status["oldest_unsent"] < 9000
+    assert "unsent   the oldest event waits for 7,2" in (await call(app, "status")).stdout
+
+
 async def test_doctor_tells_of_it(app: App, tmp_path_factory: pytest.TempPathFactory) -> None:
     """With the count, the oldest one and its error, and the commands; the age of the outbox is that of what waits."""
     await app.sql("UPDATE tidings_outbox SET staged_at = staged_at - 7200 WHERE refused IS NOT NULL")

@@ -37,32 +37,38 @@ db.add_command(outbox)
 @options.as_json
 @options.common
 def status(database_url: str | None, prefix: str | None, schema: str | None, as_json: bool) -> None:
-    """Say whether the tables are as this version needs them, exit code 1 if not; and what the broker refuses."""
+    """Say whether the tables are as this version needs them, exit code 1 if not; how long the oldest staged event has
+    waited to be sent (`oldest_unsent` in seconds: a number to watch); and what the broker refuses."""
     place = Place.of({"database_url": database_url, "prefix": prefix, "schema": schema})
-    found, refused = run(_status(place))
+    found, oldest, refused = run(_status(place))
     shown = place.shown
     if as_json:
         tables = {"applied": list(found.applied), "pending": list(found.pending)}
-        output.put_json({"database": shown, **tables, "refused": refused})
+        output.put_json({"database": shown, **tables, "oldest_unsent": oldest, "refused": refused})
     else:
         for name in found.applied:
             output.put(f"applied  {name}")
         for name in found.pending:
             output.put(f"pending  {name}")
+        if oldest is not None:
+            output.put(f"unsent   the oldest event waits for {oldest:,.0f} s")
         if refused:
             output.put(f"refused  {refused} staged message(s) by the broker: tidings db outbox ls")
     if found.pending:
         raise DatabaseBehind(f"{shown} is behind by {len(found.pending)}. Run: tidings db upgrade")
 
 
-async def _status(place: Place) -> tuple[Status, int]:
-    """The tables, and how many staged messages the broker does not take."""
-    from ..sql import Migrations, Refusals, opened
+async def _status(place: Place) -> tuple[Status, float | None, int]:
+    """The tables; the age of the oldest event that waits; and how many staged messages the broker does not take."""
+    from ..sql import Migrations, Refusals, oldest_unsent, opened
 
     async with opened(place.url) as database:
         found = await Migrations(database, tables=place.tables).status()
-        refused = 0 if found.pending else (await Refusals(database, place.tables).look(1))[1]
-    return found, refused
+        if found.pending:
+            return found, None, 0
+        oldest = await oldest_unsent(database, place.tables)
+        _, refused = await Refusals(database, place.tables).look(1)
+    return found, oldest, refused
 
 
 @db.command()

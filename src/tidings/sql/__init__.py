@@ -32,7 +32,7 @@ except ImportError as error:
     raise MissingExtra("SQLAlchemy support", "sql") from error
 
 from .migrations import Migration, Migrations, Status, upgrade
-from .opening import opened
+from .opening import oldest_unsent, opened
 from .outbox import Outbox
 from .refused import Refusals, Refused
 from .tables import Tables
@@ -52,6 +52,7 @@ __all__ = [
     "Tables",
     "database_url",
     "masked",
+    "oldest_unsent",
     "opened",
     "units_for",
     "upgrade",

@@ -13,6 +13,8 @@ from sqlalchemy.pool import NullPool
 from tidings.errors import ConfigError, MissingExtra
 
 from .database import Database
+from .store import Store
+from .tables import Tables
 from .urls import database_url, masked
 
 
@@ -29,6 +31,11 @@ async def opened(url: str) -> AsyncIterator[Database]:
             await engine.dispose()
         else:
             engine.dispose()
+
+
+async def oldest_unsent(database: Database, tables: Tables) -> float | None:
+    """Age in seconds of the event that has waited in the outbox for longest, None when none waits."""
+    return await database.look(Store(tables).oldest_unsent)
 
 
 def _engine(url: str) -> AsyncEngine | Engine:
