@@ -217,13 +217,14 @@ def no_sweep(crash: Crash) -> None:
 
 def new_id_on_retry(crash: Crash) -> None:
     """Each try of a publish is a message of its own to the server."""
-    addressed = sending.Sender._addressed
+    parcel = sending.Sender._parcel
 
-    def renamed(self: Any, item: Any) -> Any:
-        subject, headers = addressed(self, item)
-        return subject, {**headers, "Nats-Msg-Id": uuid.uuid4().hex}
+    def renamed(self: Any, item: Any, reply: str, more: str) -> Any:
+        subject, reply, lines, body = parcel(self, item, reply, more)
+        _, _, others = lines.partition("\r\n")
+        return subject, reply, f"Nats-Msg-Id: {uuid.uuid4().hex}\r\n{others}", body
 
-    sending.Sender._addressed = renamed
+    sending.Sender._parcel = renamed
 
 
 def acknowledged_unsent(crash: Crash) -> None:

@@ -143,6 +143,7 @@ PROMISES = (
             "nobody_begins_what_is_not_his",
             "redriven_has_never_crashed",
             "a_crash_loop_is_caught",
+            "handing_back_is_no_suspicion",
             "an_outage_burns_nothing",
             "one_that_always_fails_is_no_outage",
             "a_later_success_leaves_no_trace",
