@@ -14,6 +14,8 @@ from .steps import finish, glance, group, heard, message, nothing, publish, rais
 from .world import WiredWorld, World
 
 FREEZE = 3.0
+LONG_FREEZE = 9.0
+"""Long enough for connections to be given up, and made again in vain."""
 NOTICED = 15.0
 """Seconds after which a connection that carries nothing is given up at the latest."""
 
@@ -139,6 +141,32 @@ async def a_frozen_server_harms_nobody(world: WiredWorld) -> None:
         got = await reader.pull("g", 20, 30.0)
         await finish(reader, got)
         seen |= {delivery.entry.position for delivery in got}
+
+
+@case("seam", wired=True)
+async def a_long_freeze_costs_its_time_only(world: WiredWorld) -> None:
+    """A server that stands still until its connections are given up, with callers at work all the while: who has time
+    left gets no error, and each message is stored once and handled."""
+    reader, writer = await world.engine(patience=40.0), await world.engine(patience=40.0)
+    await reader.declare([group(world)])
+    pulls = [asyncio.create_task(reader.pull("g", 1, 60.0)) for _ in range(2)]
+    reading = asyncio.create_task(writer.read(["events.>"], 0, 1, wait=60.0))
+    await world.wait(world.moment)
+    await world.freeze()
+    calls = [asyncio.create_task(writer.publish([message(str(number))])) for number in range(20)]
+    await world.wait(LONG_FREEZE)
+    late = asyncio.create_task(publish(reader, "late"))
+    await world.thaw()
+    await asyncio.gather(*calls, late)
+    assert len(await reading) == 1
+    got = [delivery for taken in await asyncio.gather(*pulls) for delivery in taken]
+    await finish(reader, got)
+    handled = set(texts(got))
+    while len(handled) < 21:
+        got = await reader.pull("g", 20, 30.0)
+        await finish(reader, got)
+        handled |= set(texts(got))
+    assert len(await writer.read(["events.>"], 0, 100)) == 21
 
 
 @case("seam", wired=True)

@@ -29,6 +29,7 @@ PROMISES = (
             "an_answer_that_never_comes_is_unconfirmed",
             "a_cut_in_the_middle_of_many",
             "a_frozen_server_harms_nobody",
+            "a_long_freeze_costs_its_time_only",
             "publish_while_down_fails_in_time",
             "same_id_stored_once",
             "repeated_batch_stores_the_rest",

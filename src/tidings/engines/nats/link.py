@@ -138,8 +138,13 @@ class Link:
     async def ready(self, patience: float) -> None:
         """Wait until connected. Raises `EngineUnavailable` after `patience` seconds, `Closed` after `close`, and
         `StoreFull` at once while the server is known to be stopped for want of space."""
-        if not self.connected:
-            await _first(patience, self._up, self._full)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience
+        while not self.connected:
+            await _first(max(until - loop.time(), 0.0), self._up, self._full)
+            # A connection can be lost again before those who waited for it run: then they wait on.
+            if self._closed or self._up.is_set() or self._full.is_set() or loop.time() >= until:
+                break
         if self._closed:
             raise Closed("the engine was closed")
         if not self._up.is_set():
@@ -321,7 +326,8 @@ class Link:
         if self._closed:
             raise Closed("the engine was closed")
         if connection is None or not connection.alive:
-            self._down.set()
+            if connection is not None:  # else the next one would be taken for lost as soon as it stands
+                self._down.set()
             raise Disconnected(self._nobody())
         return connection
 
