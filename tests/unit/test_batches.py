@@ -158,6 +158,28 @@ async def test_an_exit_or_a_foreign_cancel_is_a_failure(error: type[BaseExceptio
         assert len(await t.dead_letters()) == 1
 
 
+async def test_a_batch_that_cancels_its_own_task_is_tried_singly() -> None:
+    """The guilty one alone fails, attempt by attempt; the others are handled."""
+    bus = new_bus()
+    done: set[str] = set()
+
+    @bus.on(New, group="save")
+    async def save(batch: Batch[New]) -> None:
+        if "1" in [new.item for new in batch]:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.Event().wait()
+        done.update(new.item for new in batch)
+
+    async with TestBus(bus) as t:
+        await bus.publish_many(news(3))
+        await t.settle()
+        [letter] = await t.dead_letters()
+    assert (letter.attempts, letter.failure.error) == (3, "CancelledError")
+    assert done == {"0", "2"}
+
+
 async def test_a_batch_that_hangs_is_timed_out_singly() -> None:
     """The time limit holds for a batch; afterwards each message has it for itself."""
     bus, done = new_bus(), []

@@ -27,6 +27,13 @@ class Unprintable(Exception):
         raise RuntimeError("no text")
 
 
+async def cancel_this_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+
+
 async def test_a_failing_message_is_retried_and_then_dies_whole() -> None:
     """After all attempts the dead letter has the original bytes and headers, the error, its traceback and handler."""
     bus, attempts = new_bus(), []
@@ -184,29 +191,21 @@ async def test_a_thread_that_raises_cancelled_error_fails() -> None:
     assert (letter.failure.error, letter.attempts) == ("CancelledError", 3)
 
 
-async def test_a_handler_that_cancels_its_own_task_is_no_hot_loop() -> None:
-    """That looks like a stop of the worker: the message is handed back, but not at once."""
-    bus, calls = new_bus(), []
+@pytest.mark.parametrize("order", [False, True])
+async def test_a_handler_that_cancels_its_own_task_fails(order: bool) -> None:
+    """The worker did not do it, so it counts: after all attempts the message is dead, and others are handled."""
+    bus, handled = new_bus(), []
 
-    @bus.on(New, group="g")
+    @bus.on(New, group="g", order=order)
     async def handle(new: New) -> None:
-        calls.append(1)
-        if len(calls) < 3:
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
-            await asyncio.Event().wait()
+        if new.item == "bad":
+            await cancel_this_task()
+        handled.append(new.item)
 
-    async with TestBus(bus) as t:
-        await bus.publish(New())
-        await t.settle()
-        assert len(calls) == 1
-        await t.clock.advance(1.1)
-        await t.settle()
-        await t.clock.advance(1.1)
-        await t.settle()
-        assert len(calls) == 3
-        assert await t.dead_letters() == []
+    (letter,) = await died(bus, New("bad"), New("good"))
+    assert (letter.reason, letter.attempts, letter.failure.error) == ("handler_error", 3, "CancelledError")
+    assert "or somebody else cancelled its task" in letter.failure.message
+    assert handled == ([] if order else ["good"]), "in order, what has no key waits behind it"
 
 
 async def test_stop_iteration_from_a_thread_is_an_error() -> None:

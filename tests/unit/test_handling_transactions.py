@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, func, select
@@ -86,6 +87,30 @@ async def test_a_failed_transaction_leaves_nothing(world: World) -> None:
         assert world.items() == ["attempt 3"]
         assert await items(t, "events.indexed") == ["attempt 3"]
         assert len(await t.published("events.saved")) == 1
+
+
+@pytest.mark.parametrize("commit", ["group", "each"])
+async def test_a_handler_that_cancels_its_own_task_fails_alone(world: World, commit: Literal["group", "each"]) -> None:
+    """Nothing of it is committed, its attempts count, and those it shared a transaction with are handled."""
+    bus = new_bus(sessions=world.sessions)
+
+    @bus.on(New, group="save", commit=commit)
+    async def save(new: New, db: AsyncSession) -> None:
+        db.add(Item(text=new.item))
+        await db.flush()
+        if new.item == "1":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await db.flush()
+            await asyncio.Event().wait()
+
+    async with TestBus(bus) as t:
+        await bus.publish_many([New(str(number)) for number in range(4)])
+        await t.settle()
+        [letter] = await t.dead_letters()
+    assert (letter.attempts, letter.failure.error) == (3, "CancelledError")
+    assert sorted(world.items()) == ["0", "2", "3"]
 
 
 async def test_a_redelivery_changes_nothing(world: World) -> None:

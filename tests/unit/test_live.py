@@ -80,6 +80,26 @@ async def test_a_failing_listener_hears_the_next() -> None:
         await until(lambda: heard == [0, 4, 5])
 
 
+async def test_a_listener_that_cancels_its_own_task_hears_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    """It does not fall silent for good, and the log says what happened."""
+    bus, heard = tidings.Bus("todo"), []
+
+    @bus.listen("prices")
+    async def listen(n: int) -> None:
+        if n == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.Event().wait()
+        heard.append(n)
+
+    async with TestBus(bus):
+        for n in (1, 2):
+            assert await bus.broadcast("prices", n) == 1
+        await until(lambda: heard == [2])
+    assert "was cancelled by something of its own" in caplog.text
+
+
 @pytest.mark.parametrize("channel", ["events.saved", "events.*", "events.>"])
 async def test_durable_subjects_are_not_listened_to(channel: str) -> None:
     """A listener there would miss events in silence; the text names `@bus.on`."""

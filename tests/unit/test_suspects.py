@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from tidings import EngineUnavailable, Message
-from tidings.engine import Claim, Dead, Delivery, Done, Entry, Group, Outgoing, Release
+from tidings.engine import Claim, Dead, Delivery, Done, Entry, Group, Outgoing, Release, RetryAfter
 from tidings.engines.memory import MemoryEngine
 from tidings.work.suspects import CRASHES, UNEXPLAINED, Floor, crash_loop, is_suspect
 from workbench import LEASE, Bench, Engine, New, stop, until
@@ -235,3 +235,25 @@ async def test_what_cannot_be_read_needs_not_run_alone(bench: Bench, begun: list
     await until(lambda: engine.settled)
     assert [(type(o), getattr(o, "reason", "")) for o in engine.settled] == [(Dead, "undecodable")]
     assert begun == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_a_suspect_that_cancels_its_own_task_has_one_outcome(bench: Bench, waits: bool) -> None:
+    """Where it waits for something it has failed, where it returns it is done; nothing is said of it twice."""
+    bench.store.declare(GROUP)
+    bench.publish(1)
+    await returned(bench, UNEXPLAINED)
+
+    async def handle(new: New) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if waits:
+            await asyncio.Event().wait()
+
+    worker, engine = await bench.worker(handle)
+    await until(lambda: engine.settled)
+    await stop(bench, worker)
+    first = engine.settled[0].delivery
+    outcomes = [type(outcome) for outcome in engine.settled if outcome.delivery is first]
+    assert outcomes == [RetryAfter if waits else Done]

@@ -145,6 +145,30 @@ async def test_a_second_stop_signal_cancels_at_once(bench: Bench) -> None:
     await until(lambda: ended == [1])
 
 
+def test_the_end_of_the_event_loop_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """What `asyncio.run` cancels at its end, because nobody has closed the bus, has not failed by itself."""
+    ended: list[str] = []
+
+    async def leave() -> None:
+        bus, begun = tidings.Bus("todo", settings=tidings.Settings(url="memory:")), asyncio.Event()
+
+        @bus.on("events.>", group="g")
+        async def handle(body: dict[str, int]) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append("handle")
+
+        await bus.work()
+        await bus.publish("events.new", {})
+        await begun.wait()
+
+    asyncio.run(leave())
+    assert ended == ["handle"]
+    assert "attempt" not in caplog.text
+
+
 async def test_stopping_twice_or_unstarted_is_fine(bench: Bench) -> None:
     """`stop` is idempotent, and leaves no task behind."""
 

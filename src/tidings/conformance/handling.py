@@ -323,8 +323,8 @@ async def a_slow_handler_keeps_its_lease(world: World) -> None:
 
 @case("bus")
 async def cancelling_itself_is_a_failure(world: World) -> None:
-    """A handler that ends with a `CancelledError` nobody asked for has failed: tried again, then a dead letter, never
-    lost and never a hot loop."""
+    """A handler that ends with a `CancelledError` the worker did not ask for, be it that it cancels its own task, has
+    failed: tried again, then a dead letter, never lost and never a hot loop."""
     attempts = 0
     bus = application(world)
 
@@ -332,12 +332,19 @@ async def cancelling_itself_is_a_failure(world: World) -> None:
     async def pack(order: Ordered) -> None:
         nonlocal attempts
         attempts += 1
+        task = asyncio.current_task()
+        assert task is not None
+        if order.number == 2:
+            task.cancel()
+            await asyncio.Event().wait()
         raise asyncio.CancelledError
 
     async with process(world, bus) as running:
         await bus.publish(Ordered(number=1))
-        [letter] = await letters(world, running.engine, "pack")
-    assert (attempts, letter.attempts, letter.failure.error) == (AT_ONCE.attempts, AT_ONCE.attempts, "CancelledError")
+        await bus.publish(Ordered(number=2))
+        both = await letters(world, running.engine, "pack", count=2)
+    assert attempts == 2 * AT_ONCE.attempts
+    assert [(letter.attempts, letter.failure.error) for letter in both] == [(AT_ONCE.attempts, "CancelledError")] * 2
 
 
 @case("bus")

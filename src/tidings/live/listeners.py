@@ -21,7 +21,7 @@ from ..message import ID, Message, decode_header, new_id
 from ..publisher import Publisher
 from ..registry import Listener, Plan
 from ..subjects import covers
-from ..work.calling import call, is_stopping, provided
+from ..work.calling import call, is_stopping, loop_ends, provided
 
 log = logging.getLogger("tidings.live")
 
@@ -35,6 +35,7 @@ class Listening:
         self._lagged = listener.lagged
         self._plan = plan
         self._publisher = publisher
+        self._stopping = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -44,6 +45,7 @@ class Listening:
             try:
                 yield
             finally:
+                self._stopping = True
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
@@ -55,9 +57,9 @@ class Listening:
                 try:
                     await (self._miss(signal) if isinstance(signal, Lagged) else self._hear(signal))
                 except asyncio.CancelledError:
-                    if is_stopping():
+                    if is_stopping() and (self._stopping or loop_ends()):
                         raise
-                    log.error("%s was cancelled by something of its own", self._handler.name)
+                    log.error("%s was cancelled by something of its own; it hears the next", self._handler.name)
                 except (Exception, SystemExit):  # an exit let out would end the event loop, and not the process
                     log.exception("%s failed on what it heard", self._handler.name)
 

@@ -10,7 +10,7 @@ from ..engine import Done, Outgoing
 from ..logs import message_context
 from ..outbox import Relay
 from ..unit import Unit
-from .calling import answering, being_handled, is_stopping, time_limit
+from .calling import answering, being_handled, time_limit
 from .each import Each
 from .gathering import Gathering, Part, Run
 from .handling import Handling, LeaseLost
@@ -55,7 +55,7 @@ class Batches(Gathering):
         except Away as trouble:
             return self.away(trouble, part, run)
         except asyncio.CancelledError as error:
-            if is_stopping():
+            if self.is_told_to_stop():
                 raise
             return await self.failed(RuntimeError(f"the handler raised {error!r}"), part, run, units)
         except SystemExit as error:

@@ -44,7 +44,10 @@ class CancelledItself(Exception):
     back as if the worker stopped, the message would come again at once, for ever."""
 
     def __init__(self, handler: str, error: asyncio.CancelledError) -> None:
-        super().__init__(f"{handler} raised CancelledError, and the worker had not cancelled it: what it awaited was")
+        super().__init__(
+            f"{handler} ended with CancelledError, and the worker had not cancelled it: what it awaited was cancelled, "
+            "or somebody else cancelled its task"
+        )
         self.__cause__ = error
 
 
@@ -52,6 +55,11 @@ def is_stopping() -> bool:
     """Whether a `CancelledError` here means the running task, and not only something it awaited."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+def loop_ends() -> bool:
+    """Whether everything is cancelled, as `asyncio.run` does at its end."""
+    return all(task.cancelling() for task in asyncio.all_tasks())
 
 
 def late(seconds: float) -> TimeUp:

@@ -7,6 +7,7 @@ its own (`outage`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from ..errors import Conflict, EngineError
 from ..logs import name_message
 from ..message import Message, identity
 from ..outbox import Relay
+from .calling import is_stopping, loop_ends
 from .handling import Handling, LeaseLost
 from .hands import Receiver
 from .outage import Away, Outage
@@ -59,6 +61,11 @@ class Each:
         """Begin nothing more; a cancel means from now on that the worker stops."""
         self.stopping = True
 
+    def is_told_to_stop(self) -> bool:
+        """Whether a `CancelledError` in the running task is the worker's, or the end of the event loop, and nothing
+        that a handler has done to itself."""
+        return is_stopping() and (self.stopping or loop_ends())
+
     def begin(self, deliveries: Sequence[Delivery]) -> None:
         """Take them in hand and run the handler on each, in a task of its own; returns at once."""
         for delivery in deliveries:
@@ -91,7 +98,7 @@ class Each:
                     self._floor.leave()
                 self._hands.put(outcome)
         except asyncio.CancelledError:
-            # At once when the worker stops; a handler that cancels its own task must not come back in a hot loop.
+            # At once when the worker stops, and never in a hot loop.
             self._hands.put(Release(delivery, delay=0.0 if self.stopping else 1.0))
             raise
         except LeaseLost:
@@ -115,6 +122,10 @@ class Each:
             outcome, staged = await self.handling.handle(delivery, message)
         except Away as trouble:
             return self._after(trouble, delivery, mark)
+        except asyncio.CancelledError as error:
+            if self.is_told_to_stop():
+                raise
+            return self.handling.judged(delivery, error)
         if isinstance(outcome, Done):
             self._outage.handled(delivery, mark)
         if staged and self._relay is not None:
@@ -157,4 +168,6 @@ class Each:
             else:
                 outcome = await self._outcome(delivery, message, mark)
             self._hands.put(outcome)
-            await self._hands.gone(delivery)
+            # A cancel ends the wait; the outcome stands, and the task is at its end.
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._hands.gone(delivery)

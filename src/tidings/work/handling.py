@@ -37,7 +37,6 @@ from .calling import (
     answering,
     call,
     in_transaction,
-    is_stopping,
     late,
     provided,
     time_limit,
@@ -119,10 +118,6 @@ class Handling:
             return Done(delivery), await self._run(delivery, message)
         except LeaseLost:
             raise
-        except asyncio.CancelledError as error:
-            if is_stopping():
-                raise
-            return self.judged(delivery, error), []
         except (Exception, SystemExit) as error:
             # An exit let out would end the event loop and leave a process that lives and does nothing.
             return self.judged(delivery, error), []
