@@ -6,9 +6,12 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from .errors import ConfigError
+from .errors import ConfigError, InvalidMessage, PublishInTransaction
+
+_PROGRAM: Final = frozenset((ConfigError, InvalidMessage, PublishInTransaction))
+"""Errors by which Tidings says that the program is wrong: what it was asked for would be refused at each attempt."""
 
 
 class Outcome(Exception):
@@ -42,6 +45,9 @@ class RetryPolicy:
     The delay before try n + 1 is drawn evenly from 0 to `first * 2 ** (n - 1)` seconds, at most `most`: spreading
     retries over the whole range is what keeps a recovering database from being hit by all of them at once
     (Brooker, "Exponential Backoff And Jitter", 2015).
+
+    What only a change of the program can mend is a dead letter at once: `ConfigError`, `InvalidMessage` (an event that
+    cannot be published) and `PublishInTransaction`, unless `per` says otherwise.
     """
 
     attempts: int = 8
@@ -67,6 +73,8 @@ class RetryPolicy:
         for base in type(error).__mro__:
             if base in self.per:
                 return self.per[base]
+            if base in _PROGRAM:
+                return NEVER
         return self
 
     def delay(self, failed: int, chance: Callable[[float, float], float] = random.uniform) -> float | None:

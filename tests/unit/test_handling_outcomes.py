@@ -122,6 +122,31 @@ async def test_a_policy_per_exception() -> None:
     assert calls == ["key", "value", "value"]
 
 
+@pytest.mark.parametrize("mistake", ["publish", "follow", "return", "config"])
+async def test_a_mistake_of_the_program_is_a_dead_letter_at_once(mistake: str) -> None:
+    """What would be refused at each attempt is not tried again: the dead letter names the error."""
+    bus, calls = new_bus(), []
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> Any:
+        calls.append(new)
+        match mistake:
+            case "publish":
+                await bus.publish(Client())
+            case "follow":
+                return Saved(item=float("nan"))  # type: ignore[arg-type]
+            case "return":
+                return Client()
+            case _:
+                raise tidings.ConfigError("write something else")
+        return None
+
+    (letter,) = await died(bus, New())
+    assert (len(calls), letter.attempts, letter.reason) == (1, 1, "handler_error")
+    names = {"publish": "InvalidMessage", "follow": "InvalidMessage", "return": "TypeError", "config": "ConfigError"}
+    assert letter.failure.error == names[mistake]
+
+
 async def test_redrive_starts_the_attempts_again() -> None:
     """A redriven message has its first attempt again, under the same id, and only in the group that failed."""
     bus, broken = new_bus(), [True]

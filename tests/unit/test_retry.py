@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidings.errors import ConfigError
+from tidings.errors import ConfigError, InvalidMessage, MissingExtra, PublishInTransaction, TooLarge
 from tidings.retry import NEVER, Reject, RetryLater, RetryPolicy
 
 
@@ -111,3 +111,18 @@ def test_outcomes_carry_their_words() -> None:
     assert RetryLater(after=3).after == 3
     assert "later" in str(RetryLater())
     assert str(Reject("no such user")) == "no such user"
+
+
+@pytest.mark.parametrize("error", [ConfigError("x"), MissingExtra("x", "y"), TooLarge(2, 1), PublishInTransaction()])
+def test_what_only_a_change_of_the_program_mends_is_not_tried_again(error: Exception) -> None:
+    """Errors by which Tidings refuses what the program wants, whatever a policy says of errors in general."""
+    assert RetryPolicy(per={Exception: RetryPolicy(attempts=9)}).applied_to(error) is NEVER
+
+
+def test_a_policy_that_names_them_has_its_way() -> None:
+    """Who says otherwise of such an error, or of a base class of it among them, means it."""
+    often = RetryPolicy(attempts=9)
+    policy = RetryPolicy(per={ConfigError: often, TooLarge: often})
+    assert [policy.applied_to(error) for error in (MissingExtra("x", "y"), TooLarge(2, 1))] == [often, often]
+    assert policy.applied_to(InvalidMessage("x")) is NEVER
+    assert policy.applied_to(ValueError("x")) is policy

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from ..clock import Clock, timeout
+from ..errors import ConfigError
 from ..message import Message, current_message
 from ..registry import Provider
 from ..threads import Threads
@@ -30,6 +31,10 @@ _threads = Threads()  # of plain handlers without a transaction
 
 class TimeUp(TimeoutError):
     """The handler's time limit, told apart from a `TimeoutError` of the handler's own."""
+
+
+class WrongReturn(ConfigError, TypeError):
+    """The handler returned what is no event, or is one of no message in particular."""
 
 
 class ExitedItself(Exception):

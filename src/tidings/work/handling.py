@@ -34,6 +34,7 @@ from .calling import (
     CancelledItself,
     ExitedItself,
     TimeUp,
+    WrongReturn,
     answering,
     call,
     in_transaction,
@@ -235,7 +236,7 @@ class Handling:
         """Call a batch handler; what becomes of each is in the batch."""
         result = await self._call(batch, unit)
         if result is not None:
-            raise TypeError(
+            raise WrongReturn(
                 f"{self.handler.name} returned {type(result).__name__}: a batch handler returns nothing; say "
                 "batch.follow(i, event), so that it is known from which message it follows"
             )
@@ -254,13 +255,13 @@ class Handling:
         return result
 
     def follow_ups(self, result: Any, message: Message[Any]) -> list[Outgoing]:
-        """What a handler has returned, as messages; raises `TypeError` for what is no event."""
+        """What a handler has returned, as messages; raises `WrongReturn` for what is no event."""
         if result is None:
             return []
         events = result if isinstance(result, list | tuple) else [result]
         for event in events:
             if spec_of(type(event)) is None:
-                raise TypeError(
+                raise WrongReturn(
                     f"{self.handler.name} returned {type(event).__name__}: "
                     "a handler returns None, an event or a list of events"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .calling import CancelledItself, ExitedItself, TimeUp
+from .calling import CancelledItself, ExitedItself, TimeUp, WrongReturn
 
 _MOST_TRACEBACK = 8_000
 
@@ -10,6 +10,7 @@ _SHOWN_AS: dict[type[BaseException], str] = {
     TimeUp: "TimeoutError",
     CancelledItself: "CancelledError",
     ExitedItself: "SystemExit",
+    WrongReturn: "TypeError",
 }
 
 
