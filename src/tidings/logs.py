@@ -60,7 +60,7 @@ class TextFormatter(logging.Formatter):
             f" [{tail}]" if tail else ""
         )
         if record.exc_info:
-            line += "\n" + printable(self.formatException(record.exc_info))
+            line += "\n" + printable(record.exc_text or self.formatException(record.exc_info))
         return line
 
 
@@ -76,7 +76,7 @@ class JsonFormatter(logging.Formatter):
             **getattr(record, "tidings", {}),
         }
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
 
 

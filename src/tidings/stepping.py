@@ -51,9 +51,9 @@ def within(
     timer = clock.call_later(seconds - (clock.monotonic() - began), limit.reached)
     try:
         return (yield from _rest(coroutine, awaited, _call))
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as where:
         if limit.is_the_cause():
-            raise late() from None
+            raise late() from where
         raise
     finally:
         timer.cancel()

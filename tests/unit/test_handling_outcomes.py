@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
+import re
 import sys
 import threading
 from typing import Any
@@ -289,6 +291,52 @@ async def test_a_handler_over_its_time_is_cancelled_and_retried() -> None:
     assert heard == ["cancelled"] * 2
     assert (letter.reason, letter.attempts, letter.failure.error) == ("timeout", 2, "TimeoutError")
     assert "after 5 s" in letter.failure.message
+
+
+async def test_a_dead_letter_is_one_line_and_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says which command shows it all, the error in one line, and where in the application it happened; the
+    dead letter has the whole traceback. Of a handler that hangs, that is where it hangs."""
+    bus = new_bus()
+
+    @bus.on(New, group="g", retry=NEVER, timeout=5)
+    async def handle(new: New) -> None:
+        if new.item == "hangs":
+            await asyncio.Event().wait()
+        await asyncio.wait_for(asyncio.to_thread(int, "no number\nat all"), 60)
+
+    async with TestBus(bus) as t:
+        await bus.publish_many([New("bad"), New("hangs")])
+        while len(letters := await t.dead_letters()) < 2:
+            await t.clock.advance(1)
+    for position, error, line in (
+        (1, r"ValueError: invalid literal for int\(\) with base 10: 'no number\\nat all'", "await asyncio.wait_for("),
+        (2, "TimeoutError: the handler was still running after 5 s and was cancelled", "await asyncio.Event()"),
+    ):
+        [record] = [record for record in caplog.records if f"tidings dlq show g/{position}" in record.getMessage()]
+        said = logging.Formatter("%(message)s").format(record).splitlines()
+        assert re.fullmatch(rf"attempt 1 of 1 failed, dead letter \(tidings dlq show g/{position}\): {error}", said[0])
+        assert len(said) == 3, "the line of the handler and nothing of what it calls"
+        assert line in said[2]
+        [letter] = [letter for letter in letters if letter.entry.position == position]
+        assert line in letter.failure.traceback
+        assert "asyncio" in letter.failure.traceback
+
+
+async def test_every_dead_letter_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Also of what no handler has failed on: what is rejected, undecodable or of the wrong shape."""
+    bus = new_bus()
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        raise tidings.Reject("no such user")
+
+    async with TestBus(bus) as t:
+        await bus.publish(New())
+        await bus.publish("events.new", {"item": 3})
+        await t.settle()
+    said = [record.getMessage() for record in caplog.records]
+    assert "dead letter, rejected (tidings dlq show g/1): no such user" in said
+    assert any(line.startswith("dead letter, invalid (tidings dlq show g/2): ") for line in said)
 
 
 async def test_a_timeout_error_of_the_handlers_own_is_not_ours() -> None:

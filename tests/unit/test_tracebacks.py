@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tidings.work.tracebacks import text_of
+from tidings.logs import JsonFormatter, TextFormatter
+from tidings.work.tracebacks import place_of, text_of
 
 
 def _raised(kind: str) -> Exception:
@@ -63,3 +67,67 @@ def test_an_error_without_a_text_still_has_a_traceback() -> None:
     with pytest.raises(Unprintable) as raised:
         raise Unprintable
     assert "test_tracebacks.py" in text_of(raised.value)
+
+
+class Library:
+    """A module that lies among the installed packages."""
+
+    def __init__(self, directory: Path, name: str, source: str) -> None:
+        self.file = directory / "site-packages" / f"{name}.py"
+        self.names: dict[str, Any] = {"__name__": name}
+        self.file.parent.mkdir(exist_ok=True)
+        self.file.write_text(source)
+        exec(compile(source, self.file, "exec"), self.names)
+
+
+def test_the_place_is_in_the_application(tmp_path: Path) -> None:
+    """Of a failure deep in a library, the lines of the application that led there; none of ours, none of theirs."""
+    library = Library(tmp_path, "library", "def call(): return json.loads('{')\nimport json\n")
+
+    def handler() -> None:
+        library.names["call"]()
+
+    with pytest.raises(ValueError, match="Expecting") as raised:
+        handler()
+    place = place_of(raised.value, "elsewhere")
+    assert "in handler" in place
+    assert "site-packages" not in place
+    assert "json" not in place
+
+
+def test_an_installed_application_is_the_application(tmp_path: Path) -> None:
+    """What belongs to the handler's package counts as its own wherever it lies."""
+    library = Library(tmp_path, "library", "def call(): raise LookupError")
+    app = Library(tmp_path, "shop.handlers", "def save(library): library.names['call']()")
+    with pytest.raises(LookupError) as raised:
+        app.names["save"](library)
+    place = place_of(raised.value, "shop")
+    assert "in save" in place
+    assert "in call" not in place
+
+
+def test_the_place_is_found_in_what_led_to_it() -> None:
+    """An error that was made elsewhere happened where its cause did; a deep one is told with its begin and its end."""
+    outer = RuntimeError("not raised")
+    with pytest.raises(ZeroDivisionError) as raised:
+        _deep(100)
+    outer.__cause__ = raised.value
+    place = place_of(outer, "")
+    assert "in test_the_place_is_found_in_what_led_to_it\n" in place
+    assert len(place.splitlines()) < 25
+    assert place_of(SyntaxError("never raised"), "") == ""
+
+
+def test_a_log_prints_the_place_and_keeps_the_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Any formatter prints the place that the record has; programs that collect errors find all of it."""
+    log = logging.getLogger("tidings.worker")
+    error = _raised("cause")
+    log.error("failed", exc_info=error, extra={"place": "  in handlers.py"})
+    log.error("failed", exc_info=error)
+    short, whole = caplog.records
+    assert logging.Formatter("%(message)s").format(short) == "failed\n  in handlers.py"
+    assert JsonFormatter().format(short).endswith('"traceback": "  in handlers.py"}')
+    assert TextFormatter().format(short).endswith("failed\n  in handlers.py")
+    assert short.exc_info is not None
+    assert short.exc_info[1] is error
+    assert "ZeroDivisionError" in logging.Formatter().format(whole)

@@ -78,9 +78,9 @@ async def time_limit(clock: Clock, seconds: float) -> AsyncIterator[None]:
     try:
         async with timeout(clock, seconds) as scope:
             yield
-    except TimeoutError:
+    except TimeoutError as error:
         if scope is not None and scope.expired():
-            raise late(seconds) from None
+            raise late(seconds) from error.__cause__  # where it was at that moment
         raise
 
 

@@ -23,7 +23,7 @@ from .handling import Handling, LeaseLost
 from .hands import Receiver
 from .outage import Away, Outage
 from .suspects import Floor, crash_loop, is_suspect
-from .telling import line_of
+from .telling import key_of, line_of
 
 log = logging.getLogger("tidings.worker")
 
@@ -149,7 +149,7 @@ class Each:
         is not counted for this one."""
         dead = crash_loop(delivery, self.handling.handler.name)
         if dead is not None:
-            log.error("dead letter: %s", dead.failure.message)
+            log.error("dead letter, crash_loop (tidings dlq show %s): %s", key_of(delivery), dead.failure.message)
             self._hands.put(dead)
             return
         async with self._floor.alone():

@@ -43,10 +43,11 @@ from .calling import (
     time_limit,
 )
 from .outage import away
-from .telling import end_of, error_name, error_text, line_of, storable
-from .tracebacks import text_of
+from .telling import end_of, error_name, error_text, key_of, line_of, storable
+from .tracebacks import in_place, place_of, text_of
 
 log = logging.getLogger("tidings.worker")
+log.addFilter(in_place)
 
 RERUNS: Final = 5
 """Runs more that a transaction gets within one delivery when it lost against another one."""
@@ -95,15 +96,14 @@ class Handling:
             return Release(delivery, delay=AGAIN)
         over = None if delivery.replay else expiry(entry.headers)
         if over is not None and over <= self.clock.time():
-            log.error("dead letter: it expired at %s", entry.headers[EXPIRY])
-            return Dead(delivery, "expired", self._failure(Expired(entry.headers[EXPIRY]), with_traceback=False))
+            return self._dead(delivery, "expired", Expired(entry.headers[EXPIRY]))
         try:
             return self.decode(delivery)
         except DecodeError as error:
             if error.reason == "unknown_type" and (left := self._patience.left(entry, error)) > 0:
                 return Release(delivery, delay=left)
             reason: Reason = error.reason  # type: ignore[assignment]
-            return Dead(delivery, reason, self._failure(error, with_traceback=False))
+            return self._dead(delivery, reason, error)
 
     async def handle(self, delivery: Delivery, message: Message[Any]) -> tuple[Outcome, list[Outgoing]]:
         """Run the handler; returns what becomes of the delivery and what it staged for sending after its commit. To be
@@ -279,7 +279,7 @@ class Handling:
         if not isinstance(error, Exception):
             raise error
         if isinstance(error, Reject):
-            return Dead(delivery, "rejected", self._failure(error, with_traceback=False))
+            return self._dead(delivery, "rejected", error)
         if isinstance(error, RetryLater):
             return self.failed(delivery, error, error.after)
         if (elsewhere := away(error, self.plan.units)) is not None:
@@ -293,14 +293,27 @@ class Handling:
         delay = policy.delay(failed)
         failure = self._failure(error)
         if delay is None:
+            # How many more there would have been says nothing where no further one is made.
+            tried = f"attempt {failed}" if failed > policy.attempts else f"attempt {failed} of {policy.attempts}"
+            place = place_of(error, self.handler.function.__module__.partition(".")[0])
             log.error(
-                "attempt %d of %d failed, dead letter: %s", failed, policy.attempts, failure.message, exc_info=error
+                "%s failed, dead letter (tidings dlq show %s): %s",
+                tried,
+                key_of(delivery),
+                line_of(error),
+                exc_info=error if place else None,
+                extra={"place": place},
             )
             return Dead(delivery, "timeout" if isinstance(error, TimeUp) else "handler_error", failure)
         if after is not None:
             delay = after
         log.warning("attempt %d of %d failed, again in %.1f s: %s", failed, policy.attempts, delay, line_of(error))
         return RetryAfter(delivery, delay, failure)
+
+    def _dead(self, delivery: Delivery, reason: Reason, error: Exception) -> Dead:
+        """One on which no handler has failed."""
+        log.error("dead letter, %s (tidings dlq show %s): %s", reason, key_of(delivery), error_text(error))
+        return Dead(delivery, reason, self._failure(error, with_traceback=False))
 
     def _failure(self, error: Exception, *, with_traceback: bool = True) -> Failure:
         text = text_of(error) if with_traceback else ""

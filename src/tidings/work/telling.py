@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..engine import Delivery
 from .calling import CancelledItself, ExitedItself, TimeUp, WrongReturn
 
 _MOST_TRACEBACK = 8_000
@@ -35,6 +36,11 @@ def storable(text: str) -> str:
 def line_of(error: BaseException) -> str:
     """The error in one line of a log."""
     return f"{error_name(error)}: {error_text(error)}".splitlines()[0][:300]
+
+
+def key_of(delivery: Delivery) -> str:
+    """What its dead letter is called by the command line."""
+    return f"{delivery.group}/{delivery.entry.position}"
 
 
 def end_of(text: str) -> str:

@@ -1,13 +1,55 @@
-"""The text of a traceback, for a failure that is kept: as Python prints it, without the marks below the lines."""
+"""Tracebacks as text: whole for a failure that is kept, and for a log only where in the application it happened."""
 
 from __future__ import annotations
 
+import logging
+import os
+import sysconfig
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
 from typing import Final
 
 _CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
+_MOST_FRAMES: Final = 8
+_OURS: Final = os.path.join(Path(__file__).parents[1], "")
+_LIBRARIES: Final = tuple(os.path.join(path, "") for path in (_OURS, *sysconfig.get_paths().values()))
+_INSTALLED: Final = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+def place_of(error: BaseException, package: str) -> str:
+    """Where it happened, in the lines of the application, which is what belongs to the package or to no library;
+    empty if it was nowhere there."""
+    for one in _with_causes(error):
+        frames = [(f, line) for f, line in traceback.walk_tb(one.__traceback__) if _is_own(f, package)]
+        if frames:
+            shown = frames[:1] + frames[1:][-_MOST_FRAMES:]
+            return "".join(traceback.StackSummary.extract(shown).format()).rstrip("\n")
+    return ""
+
+
+def in_place(record: logging.LogRecord) -> bool:
+    """A filter of a logger: what a formatter prints of an error is the record's `place`. Its `exc_info` stays whole,
+    for programs that collect errors."""
+    record.exc_text = getattr(record, "place", None) or record.exc_text
+    return True
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_own(frame: FrameType, package: str) -> bool:
+    file = frame.f_code.co_filename
+    if package and str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
+        return not file.startswith(_OURS)
+    return os.path.isabs(file) and not file.startswith(_LIBRARIES) and not any(part in file for part in _INSTALLED)
 
 
 def text_of(error: BaseException) -> str:
