@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import Connection, UniqueConstraint, event, func, insert, select, text, update
+from sqlalchemy import Connection, event, func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 import tidings
+from items import Base, Counter, Item, New, Saved
 from tidings.clock import SystemClock
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.sql import units_for
@@ -28,33 +29,6 @@ pytest_plugins = ("databases",)
 
 AT_ONCE = tidings.RetryPolicy(attempts=3, first=0, most=0)
 MANY = 100
-
-
-class New(tidings.Event, subject="events.new"):
-    number: int
-
-
-class Saved(tidings.Event, subject="events.saved"):
-    number: int
-    id: int
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Item(Base):
-    __tablename__ = "app_items"
-    __table_args__ = (UniqueConstraint("number"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    number: Mapped[int]
-    seen: Mapped[int | None]
-
-
-class Counter(Base):
-    __tablename__ = "app_counters"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    value: Mapped[int]
 
 
 class App:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import Connection, UniqueConstraint, event, func, insert, select
+from sqlalchemy import Connection, event, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 import tidings
+from items import Base, Item, New, Saved
 from tidings.delivery import Outcome, RetryAfter
 from tidings.sql import units_for
 from tidings.testing import TestBus
@@ -26,26 +26,6 @@ pytest_plugins = ("databases",)
 
 MANY = 256
 AT_ONCE = tidings.RetryPolicy(attempts=3, first=0, most=0)
-
-
-class New(tidings.Event, subject="events.new"):
-    number: int
-
-
-class Saved(tidings.Event, subject="events.saved"):
-    number: int
-    id: int
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Item(Base):
-    __tablename__ = "app_items"
-    __table_args__ = (UniqueConstraint("number"),)
-    id: Mapped[int] = mapped_column(primary_key=True)
-    number: Mapped[int]
 
 
 class Shop:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class Part:
         return Part([work for work in self.works if work is not guilty])
 
 
-class Gathering(Each):
+class Gathering(Each, ABC):
     """Runs one group's handler on all that was pulled."""
 
     def __init__(
@@ -64,13 +65,13 @@ class Gathering(Each):
         self.hands = hands
         self.floor = floor
 
+    @abstractmethod
     async def attempt(self, part: Part, run: Run) -> list[Part]:
         """Try these together, and settle what becomes of them; returns what is to be tried again, and how."""
-        raise NotImplementedError
 
+    @abstractmethod
     def split(self, part: Part) -> list[Part]:
         """How to go on when one of them has failed, and nobody knows which."""
-        raise NotImplementedError
 
     def room(self, most: int | None = None) -> int:
         free = super().room(most)
