@@ -198,7 +198,8 @@ async def test_the_embedded_broker_tells_its_limit(tmp_path: Path) -> None:
                 await bus.publish(*events)
             with pytest.raises(StoreFull):
                 await asyncio.gather(*(bus.publish(*events) for _ in range(4)))
-            assert 0.8 < (await bus.engine.space()).share <= 0.9
+            # The server adds some bytes to each message, which are known with its next answer only.
+            assert 0.8 < (await bus.engine.space()).share < 0.95
     finally:
         await broker.close()
 
