@@ -19,7 +19,18 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module (or package) imports only from its own layer and those before it.
 LAYERS = (
-    ("errors", "clock", "subjects", "logs", "lifeline", "stepping", "threads", "version", "failpoints"),  # ground floor
+    (
+        "errors",
+        "clock",
+        "subjects",
+        "logs",
+        "lifeline",
+        "stepping",
+        "crew",
+        "threads",
+        "version",
+        "failpoints",
+    ),  # ground floor
     ("delivery", "engine", "signals", "unit"),  # the two seams
     ("message", "codec", "events", "retry", "rate", "settings"),  # values that everything speaks in
     ("permissions", "embedded", "engines", "sql"),  # what stands behind the seams

@@ -673,7 +673,7 @@ async def test_sent_and_then_nobody_there_is_unknown(start: Start, server: NatsS
     asked = engine._js.link._answers
 
     async def on_its_way() -> bool:
-        return any(subject == "events.a" for subject, _ in asked.values())
+        return any(subject == "events.a" for subject, _ in asked._expected.values())
 
     await until(on_its_way)
     server.kill()

@@ -13,15 +13,16 @@ import logging
 import random
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
+from functools import lru_cache
 from typing import Any, Final
 
 from ..clock import Clock
-from ..codec import codec_for
+from ..codec import Codec, codec_for
 from ..engine import Engine, Entry, Headers, Reply
 from ..errors import ConfigError, InvalidMessage, RemoteError
 from ..events import EventSpec, require_spec
 from ..handlers import Handler
-from ..logs import message_context
+from ..logs import name_message
 from ..message import (
     CAUSATION,
     CORRELATION,
@@ -40,7 +41,7 @@ from ..signals import ERROR
 from ..stepping import within
 from ..subjects import matches
 from ..unit import Unit, Units
-from ..work.calling import being_handled, call, is_stopping, late, provided, time_limit
+from ..work.calling import argument, call, in_transaction, is_stopping, late, provided, time_limit
 from ..work.handling import RERUNS
 from ..work.telling import error_name, error_text, line_of
 from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
@@ -48,23 +49,27 @@ from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
 log = logging.getLogger("tidings.requests")
 
 ERROR_TEXT: Final = "tidings-error-text"
-_NOTHING: Final = AsyncExitStack()
-"""Of what providers give, where there are none."""
 
 
 def question(request: Any, source: str) -> tuple[EventSpec, bytes, Headers]:
     """A request as it travels: what it is, its body and headers. Raises `InvalidMessage`."""
-    spec = require_spec(type(request))
-    if not spec.is_request:
-        raise InvalidMessage(
-            f"{type(request).__name__} is an event: publish it; a request derives from tidings.Request[…]"
-        )
+    kind: Any = type(request)
+    spec, codec, lasting = _asked_as(kind, source)
     id = new_id()
-    headers = {ID: id, TYPE: encode_header(spec.ce_type), SOURCE: encode_header(source), CORRELATION: id}
+    headers = {ID: id, **lasting, CORRELATION: id}
     if cause := current_message.get():
         headers[CORRELATION] = encode_header(cause.correlation_id)
         headers[CAUSATION] = encode_header(cause.id)
-    return spec, codec_for(spec.type).encode(request), headers
+    return spec, codec.encode(request), headers
+
+
+@lru_cache(maxsize=1024)
+def _asked_as(type: Any, source: str) -> tuple[EventSpec, Codec, Headers]:
+    """What is the same for all requests of a class that this application makes."""
+    spec = require_spec(type)
+    if not spec.is_request:
+        raise InvalidMessage(f"{type.__name__} is an event: publish it; a request derives from tidings.Request[…]")
+    return spec, codec_for(spec.type), {TYPE: encode_header(spec.ce_type), SOURCE: encode_header(source)}
 
 
 async def ask(engine: Engine, request: Any, *, source: str, wait: float) -> Any:
@@ -110,7 +115,8 @@ class Responding:
         self._limit = handler.options.timeout or limit
         self._question = codec_for(spec.type)
         self._codec = codec_for(spec.reply)
-        self._provided = any(parameter.kind == "provided" for parameter in plan.parameters)
+        self._provided = [parameter for parameter in plan.parameters if parameter.kind == "provided"]
+        self._at_hand = [parameter for parameter in plan.parameters if parameter.kind != "provided"]
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -118,50 +124,53 @@ class Responding:
         self._stopping.set()
 
     async def __call__(self, subject: str, body: bytes, headers: Headers) -> Reply:
-        """Answer one request; errors become error replies, so the asker never waits for nothing."""
-        clock = self._publisher.clock
-        entry = Entry(0, subject, clock.time(), headers, body)
+        """Answer one request; errors become error replies, so the asker never waits for nothing. To be called in a
+        task or context of its own for each request."""
         given = headers.get(ID)
         id = new_id() if given is None else decode_header(given)
-        with message_context(message_id=id, subject=subject):
-            try:
-                data = self._question.decode(body or b"{}")
-                message = Message(entry, data, id=id)
-                if self.streams:
-                    return await self._stream(message)
-                written = await within(clock, self._limit, self._run(message), self._late)
-                return Reply(written, {ID: new_id(), CAUSATION: encode_header(id)})
-            except AskerGone as error:
-                log.info("the asker of a stream has gone: %s", error)
-                return Reply(b"", {})
-            except Stopped as error:
-                log.info("%s: a stream was broken off: %s", self.handler.name, error)
-                return _told(error, str(error))
-            except asyncio.CancelledError as error:
-                if is_stopping():
-                    raise
-                return _failed(error, "what the handler awaited was cancelled")
-            except (Exception, SystemExit) as error:
-                # An exit let out would end the event loop and leave a process that lives and does nothing.
-                return _failed(error, error_text(error))
+        name_message(lambda: {"message_id": id, "subject": subject})
+        try:
+            clock = self._publisher.clock
+            message = Message(
+                Entry(0, subject, clock.time(), headers, body), self._question.decode(body or b"{}"), id=id
+            )
+            # What the handler publishes is caused by the message. The context is the message's own.
+            current_message.set(message)
+            in_transaction.set(self.plan.transactional)
+            if self.streams:
+                return await self._stream(message)
+            written = await within(clock, self._limit, self._run(message), self._late)
+            return Reply(written, {CAUSATION: encode_header(id)})
+        except AskerGone as error:
+            log.info("the asker of a stream has gone: %s", error)
+            return Reply(b"", {})
+        except Stopped as error:
+            log.info("%s: a stream was broken off: %s", self.handler.name, error)
+            return _told(error, str(error))
+        except asyncio.CancelledError as error:
+            if is_stopping():
+                raise
+            return _failed(error, "what the handler awaited was cancelled")
+        except (Exception, SystemExit) as error:
+            # An exit let out would end the event loop and leave a process that lives and does nothing.
+            return _failed(error, error_text(error))
 
     def _late(self) -> Exception:
         return late(self._limit)
 
     async def _run(self, message: Message[Any]) -> bytes:
-        with being_handled(message, self.plan.transactional):
-            units = self.plan.units
-            if units is None:
-                return self._codec.encode(await self._call(message, None))
-            for _ in range(RERUNS):
-                try:
-                    return await self._transact(units, message)
-                except Exception as error:
-                    if not units.conflict(error):
-                        raise
-                    log.info("lost against another transaction, runs again: %s", line_of(error))
-                await self._publisher.clock.sleep(random.uniform(0.0, 0.05))  # noqa: S311
-            return await self._transact(units, message)
+        units = self.plan.units
+        if units is None:
+            return self._codec.encode(await self._call(message, None))
+        for _ in range(RERUNS):
+            try:
+                return await self._transact(units, message)
+            except Exception as error:
+                if not units.conflict(error):
+                    raise
+                log.info("lost against another transaction, runs again: %s", line_of(error))
+            await self._publisher.clock.sleep(random.uniform(0.0, 0.05))  # noqa: S311
+        return await self._transact(units, message)
 
     async def _transact(self, units: Units, message: Message[Any]) -> bytes:
         """The answer, written before the commit: one that cannot be written leaves nothing behind."""
@@ -175,17 +184,17 @@ class Responding:
         if CHANNEL not in message.headers:
             raise ConfigError(f"{self.spec.subject!r} is answered with a stream: ask with bus.stream(…)")
         units, way = self.plan.units, (self._publisher.engine, self._publisher.clock, message.headers)
-        with being_handled(message, self.plan.transactional):
-            if units is None:
-                return await deliver(*way, self._items(message, None), self._stopping)
-            async with units.begin(self.plan.connection, self.spec.subject) as unit:
-                reply = await deliver(*way, self._items(message, unit), self._stopping)
-                await unit.commit()
-                return reply
+        if units is None:
+            return await deliver(*way, self._items(message, None), self._stopping)
+        async with units.begin(self.plan.connection, self.spec.subject) as unit:
+            reply = await deliver(*way, self._items(message, unit), self._stopping)
+            await unit.commit()
+            return reply
 
     async def _items(self, message: Message[Any], unit: Unit | None) -> AsyncGenerator[bytes, None]:
         async with AsyncExitStack() as stack:
-            items = await stack.enter_async_context(aclosing(await self._answer(message, unit, stack)))
+            generator = self.handler.function(**await self._arguments(message, unit, stack))
+            items = await stack.enter_async_context(aclosing(generator))
             while True:
                 async with time_limit(self._publisher.clock, self._limit):
                     try:
@@ -195,25 +204,20 @@ class Responding:
                 yield self._codec.encode(item)
 
     async def _call(self, message: Message[Any], unit: Unit | None) -> Any:
-        if not self._provided:
-            return await self._answer(message, unit, _NOTHING)
+        if not self._provided and self.plan.is_async:
+            at_hand = {parameter.name: argument(parameter, message, unit) for parameter in self._at_hand}
+            return await self.handler.function(**at_hand)
         async with AsyncExitStack() as stack:
-            return await self._answer(message, unit, stack)
+            arguments = await self._arguments(message, unit, stack)
+            return await call(self.handler.function, arguments, self.plan.is_async, unit)
 
-    async def _answer(self, message: Message[Any], unit: Unit | None, stack: AsyncExitStack) -> Any:
-        """What the handler returns, of one that streams its generator. What providers give lives as long as `stack`."""
-        arguments: dict[str, Any] = {}
-        for parameter in self.plan.parameters:
-            if parameter.kind == "connection":
-                arguments[parameter.name] = unit.connection if unit else None
-            elif parameter.kind == "provided":
-                provider = self._publisher.registry.providers[parameter.type]
-                arguments[parameter.name] = await provided(provider, stack)
-            else:
-                arguments[parameter.name] = message if parameter.kind == "message" else message.data
-        if self.streams:
-            return self.handler.function(**arguments)
-        return await call(self.handler.function, arguments, self.plan.is_async, unit)
+    async def _arguments(self, message: Message[Any], unit: Unit | None, stack: AsyncExitStack) -> dict[str, Any]:
+        """What the handler is called with. What providers give lives as long as `stack`."""
+        arguments = {parameter.name: argument(parameter, message, unit) for parameter in self._at_hand}
+        for parameter in self._provided:
+            provider = self._publisher.registry.providers[parameter.type]
+            arguments[parameter.name] = await provided(provider, stack)
+        return arguments
 
 
 def _failed(error: BaseException, text: str) -> Reply:

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Final
 
+from ..batch import Batch
 from ..clock import Clock, timeout
 from ..errors import ConfigError
 from ..message import Message, current_message
-from ..registry import Provider
+from ..registry import Parameter, Provider
 from ..threads import Threads
 from ..unit import Member, Unit
 from .outage import Away
@@ -111,6 +112,15 @@ class being_handled:  # noqa: N801  (used as a function is; a class costs a thir
         message, transaction = self._before
         in_transaction.reset(transaction)
         current_message.reset(message)
+
+
+def argument(parameter: Parameter, given: Message[Any] | Batch[Any], unit: Unit | Member | None) -> Any:
+    """What a parameter that needs no provider is given."""
+    if parameter.kind == "event":
+        return given.data if isinstance(given, Message) else given
+    if parameter.kind == "connection":
+        return unit.connection if unit else None
+    return given
 
 
 async def provided(provider: Provider, stack: AsyncExitStack) -> Any:

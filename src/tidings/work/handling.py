@@ -24,7 +24,7 @@ from ..events import EventSpec, spec_of
 from ..handlers import Handler
 from ..message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
 from ..publisher import Publisher
-from ..registry import Parameter, Plan
+from ..registry import Plan
 from ..retry import Reject, RetryLater, RetryPolicy
 from ..stepping import within
 from ..unit import Deposed, InboxKey, Member, Shared, Unit, Units
@@ -36,6 +36,7 @@ from .calling import (
     TimeUp,
     WrongReturn,
     answering,
+    argument,
     call,
     in_transaction,
     late,
@@ -242,7 +243,7 @@ class Handling:
             )
 
     async def _call(self, given: Message[Any] | Batch[Any], unit: Unit | Member | None) -> Any:
-        arguments = {parameter.name: _argument(parameter, given, unit) for parameter in self._at_hand}
+        arguments = {parameter.name: argument(parameter, given, unit) for parameter in self._at_hand}
         if not self._provided and self.plan.is_async:
             result = await self.handler.function(**arguments)
         else:
@@ -331,14 +332,6 @@ def inbox_key(message: Message[Any]) -> InboxKey:
     """What the database remembers of it: a replay is remembered for itself, so that its handler runs again."""
     id = message.id if message.replay is None else f"{message.id}\n{message.replay}"
     return InboxKey(message.group, message.subject, id)
-
-
-def _argument(parameter: Parameter, given: Message[Any] | Batch[Any], unit: Unit | Member | None) -> Any:
-    if parameter.kind == "event":
-        return given.data if isinstance(given, Message) else given
-    if parameter.kind == "connection":
-        return unit.connection if unit else None
-    return given
 
 
 class Expired(Exception):

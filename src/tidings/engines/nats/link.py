@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from ...errors import Closed, EngineError, EngineUnavailable, NotAllowed, StoreFull, TooLarge
+from .answers import Answers, OnAnswer, settle
 from .connection import BACKLOG, Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
 from .outbound import Parcel, lines_of
 
@@ -22,9 +23,6 @@ log = logging.getLogger("tidings.engines.nats")
 Locate: TypeAlias = Callable[[], Awaitable[Address]]
 """Where the servers are now. Asked again whenever the connection is lost, so that a moved broker is found."""
 Connector: TypeAlias = Callable[[str, Address, str, OnLost, OnDenied], Awaitable[CoreConnection]]
-
-OnAnswer: TypeAlias = Callable[[Frame | Exception], None]
-"""Takes the answers to a question, or what happened instead."""
 
 MAX_CONTROL_LINE: Final = 4096
 _PAUSES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -91,8 +89,7 @@ class Link:
         self._name = name
         self._connection: CoreConnection | None = None
         self._subscriptions: set[Subscription] = set()
-        self._answers: dict[str, tuple[str, OnAnswer]] = {}
-        self._tokens = itertools.count()
+        self._answers = Answers()
         self._up = asyncio.Event()
         self._down = asyncio.Event()
         self._full = asyncio.Event()
@@ -180,15 +177,19 @@ class Link:
         await asyncio.gather(*self._closing)
 
     async def publish(
-        self,
-        subject: str,
-        body: bytes = b"",
-        headers: Mapping[str, str] | str | None = None,
-        reply: str = "",
-        soon: bool = False,
+        self, subject: str, body: bytes = b"", headers: Mapping[str, str] | str | None = None, reply: str = ""
     ) -> None:
         """Send now or raise `Disconnected`. Raises `TooLarge` for what would make the server hang up. Headers may be
-        given as lines. With `soon` it leaves together with others of this turn of the event loop."""
+        given as lines."""
+        parcel = self.parcel(subject, body, headers, reply)
+        if self.crowded:
+            await self.room()
+        self.send((parcel,))
+
+    def parcel(
+        self, subject: str, body: bytes, headers: Mapping[str, str] | str | None = None, reply: str = ""
+    ) -> Parcel:
+        """A message for `send`. Raises what `publish` raises."""
         connection = self._usable()
         lines = headers if isinstance(headers, str) else lines_of(headers)
         size = len(body) + (len(lines if lines.isascii() else lines.encode()) + 12 if lines else 0)
@@ -196,13 +197,18 @@ class Link:
             raise TooLarge(size, connection.max_payload)
         if len(subject) + len(reply) > MAX_CONTROL_LINE - 64:
             raise TooLarge(len(subject), MAX_CONTROL_LINE - 64)
+        return subject, reply, lines, body
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much is unsent that who sends more should wait for `room`."""
+        return self._connection is not None and self._connection.waiting > BACKLOG
+
+    async def room(self) -> None:
+        """Returns when what is unsent is no longer too much. Raises `Disconnected`."""
+        connection = self._usable()
         try:
-            if connection.waiting > BACKLOG:
-                await connection.room()
-            if soon:
-                connection.send_soon((subject, reply, lines, body))
-            else:
-                connection.send(((subject, reply, lines, body),))
+            await connection.room()
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error
 
@@ -212,6 +218,14 @@ class Link:
         connection = self._usable()
         try:
             connection.send(parcels)
+        except Exception as error:
+            raise Disconnected(f"{connection.server}: {error}") from error
+
+    def send_soon(self, parcel: Parcel) -> None:
+        """`send` one together with others of this turn of the event loop."""
+        connection = self._usable()
+        try:
+            connection.send_soon(parcel)
         except Exception as error:
             raise Disconnected(f"{connection.server}: {error}") from error
 
@@ -226,18 +240,18 @@ class Link:
     def expect(self, subject: str, arrived: OnAnswer) -> str:
         """The reply subject for a question to `subject`: what comes there is handed to `arrived`, and so is
         `Disconnected` or `Denied`, until `forget`."""
-        return f"{self.inbox}.a.{self._expect(subject, arrived)}"
+        return f"{self.inbox}.a.{self._answers.expect(subject, arrived)}"
 
     def forget(self, reply: str) -> None:
         """Wait no more for what was expected there."""
-        self._answers.pop(reply.rpartition(".")[2], None)
+        self._answers.forget(reply.rpartition(".")[2])
 
     async def ask(
         self, subject: str, body: bytes = b"", headers: Mapping[str, str] | str | None = None
     ) -> asyncio.Future[Frame]:
         """Send a question; the future gets the first answer, `Disconnected` when it is lost on the way, or `Denied`."""
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
-        reply = self.expect(subject, partial(_settle, future))
+        reply = self.expect(subject, partial(settle, future))
         future.add_done_callback(lambda _: self.forget(reply))
         try:
             await self.publish(subject, body, headers, reply)
@@ -250,17 +264,20 @@ class Link:
         self, subject: str, body: bytes = b"", headers: Mapping[str, str] | str | None = None, timeout: float = 5.0
     ) -> Frame:
         """`ask` and wait. Raises `TimeoutError`, `Disconnected`, `Denied`."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Frame] = loop.create_future()
-        # No `asyncio.timeout`: all that can take long here is the answer, and this costs half of what that does.
-        timer = loop.call_later(timeout, _settle, future, TimeoutError())
-        reply = self.expect(subject, partial(_settle, future))
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        alone = not self._answers
+        number = self._answers.expect(subject, partial(settle, future), timeout)
         try:
-            await self.publish(subject, body, headers, reply, soon=True)
+            parcel = self.parcel(subject, body, headers, f"{self.inbox}.a.{number}")
+            if self.crowded:
+                await self.room()
+            if alone:
+                self.send((parcel,))
+            else:
+                self.send_soon(parcel)  # others who had their answers in this turn ask again
             return await future
         finally:
-            timer.cancel()
-            self.forget(reply)
+            self._answers.forget(number)
 
     async def collect(
         self, subject: str, body: bytes, is_last: Callable[[Frame], bool], timeout: float
@@ -280,15 +297,15 @@ class Link:
             if is_last(answer):
                 finished.set_result(True)
 
-        token = self._expect(subject, arrived)
+        reply = self.expect(subject, arrived)
         try:
             async with asyncio.timeout(timeout):
-                await self.publish(subject, body, None, f"{self.inbox}.a.{token}")
+                await self.publish(subject, body, None, reply)
                 await finished
         except TimeoutError:
             return frames, False
         finally:
-            self._answers.pop(token, None)
+            self.forget(reply)
         return frames, True
 
     async def subscribe(self, subject: str, on_frame: OnFrame, queue: str = "") -> Subscription:
@@ -331,25 +348,12 @@ class Link:
             raise Disconnected(self._nobody())
         return connection
 
-    def _expect(self, subject: str, arrived: OnAnswer) -> str:
-        token = str(next(self._tokens))
-        self._answers[token] = (subject, arrived)
-        return token
-
-    def _answer(self, frame: Frame) -> None:
-        waiting = self._answers.get(frame.subject.rpartition(".")[2])
-        if waiting is not None:
-            waiting[1](frame)
-
     def _denied(self, text: str) -> None:
         # nats-py hands the text on in lower case.
         act, denied = found.groups() if (found := _DENIED.search(text)) else ("", "")
         if act == "subscription" and denied.startswith(self.inbox.lower()):
             self._deaf = True
-        asked = [waiting for waiting in self._answers.values() if act == "publish" and waiting[0].lower() == denied]
-        for subject, arrived in asked:
-            arrived(Denied(subject))
-        if not asked:
+        if act != "publish" or not self._answers.denied(denied, Denied):
             log.warning("%s: %s", text, _ALLOW)
 
     def _lost(self, error: Exception | None) -> None:
@@ -385,7 +389,7 @@ class Link:
         address = await self._locate()
         if not self.inbox:
             self.inbox = f"{address.inbox_prefix}.{secrets.token_hex(8)}"
-            self._subscriptions.add(Subscription(self, f"{self.inbox}.a.*", "", self._answer))
+            self._subscriptions.add(Subscription(self, f"{self.inbox}.a.*", "", self._answers.take))
         servers = list(dict.fromkeys([*random.sample(address.servers, len(address.servers)), *self._known]))
         problems: list[str] = []
         for server in servers:
@@ -447,8 +451,7 @@ class Link:
         connection, self._connection = self._connection, None
         self._up.clear()
         self._down.set()
-        for _, arrived in list(self._answers.values()):
-            arrived(type(error)(str(error)))
+        self._answers.fail(error)
         for subscription in self._subscriptions:
             subscription.current = None
         if connection is not None:
@@ -476,17 +479,6 @@ def _telling(problem: str, before: str) -> str:
     way: a connection that was merely reset does not replace the reason heard at an earlier try."""
     refused = "authorization" in before.lower() and "reset by peer" in problem.lower()
     return before if refused else problem
-
-
-def _settle(future: asyncio.Future[Frame], answer: Frame | Exception) -> None:
-    """Give the future its answer, the first one only."""
-    if future.done():
-        return
-    if isinstance(answer, Exception):
-        future.set_exception(answer)
-        future.exception()  # whoever asked may have gone
-    else:
-        future.set_result(answer)
 
 
 async def _first(patience: float, *events: asyncio.Event) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
+from ...crew import Crew
 from ...engine import Backlog, Headers, Lagged, Reply, Responder, Signal
 from ...errors import Closed, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
 from ...subjects import check_subject, normalise
 from .connection import Frame, OnFrame
 from .link import Disconnected, Link
+from .outbound import Parcel
 from .services import Endpoint, Services
 from .strangers import answerable
 from .wire import checked_lines, clean
@@ -83,27 +86,20 @@ class Live:
     @asynccontextmanager
     async def serve(self, subject: str, group: str, responder: Responder) -> AsyncIterator[None]:
         """See `Engine.serve`. Requests run beside each other; leaving waits for those that have begun."""
-        running: set[asyncio.Task[None]] = set()
-        endpoint = Endpoint(subject, group)
-
-        def take(frame: Frame) -> None:
-            task = asyncio.create_task(self._answer(frame, responder, endpoint))
-            running.add(task)
-            task.add_done_callback(running.discard)
-
+        answering = _Answering(self._link, responder, Endpoint(subject, group))
         await self._link.ready(self._timeout)
-        subscription = await self._link.subscribe(subject, take, queue=group)
+        subscription = await self._link.subscribe(subject, answering.crew.take, queue=group)
         found = not subject.startswith("_")  # a channel of one asker is no service
         try:
             if found:
-                await self._services.enter(endpoint)
+                await self._services.enter(answering.endpoint)
             await self._link.flush()
             yield
         finally:
             if found:
-                await self._services.leave(endpoint)
+                await self._services.leave(answering.endpoint)
             await subscription.drain()
-            await asyncio.gather(*running, return_exceptions=True)
+            await answering.crew.finish()
 
     def close(self) -> None:
         for listener in self._listeners:
@@ -116,19 +112,6 @@ class Live:
             for listener in self._listeners:
                 listener.add(Lagged(None))
 
-    async def _answer(self, frame: Frame, responder: Responder, endpoint: Endpoint) -> None:
-        over = endpoint.began()
-        try:
-            reply = await responder(frame.subject, frame.body, clean(frame.headers))
-            over(reply.error)
-            if answerable(frame.reply):
-                await self._link.publish(frame.reply, reply.body, reply.headers, soon=True)
-        except (EngineUnavailable, Closed, TooLarge) as error:
-            log.warning("the answer to %s could not be sent: %s", frame.subject, error)
-        except Exception as error:
-            over(type(error).__qualname__)
-            log.exception("the responder of %s failed; the asker will run into its timeout", frame.subject)
-
     def _checked(self, subject: str, body: bytes, headers: Headers) -> str:
         """The header lines."""
         check_subject(subject)
@@ -137,6 +120,41 @@ class Live:
         if size > self._limit():
             raise TooLarge(size, self._limit())
         return lines
+
+
+class _Answering:
+    """One responder and its questions. Answers that come about at the same time leave in one write."""
+
+    def __init__(self, link: Link, responder: Responder, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.crew: Crew[Frame] = Crew(f"tidings-answer-{endpoint.subject}", self._answer, self._send)
+        self._link = link
+        self._responder = responder
+        self._answers: list[Parcel] = []
+
+    async def _answer(self, frame: Frame) -> None:
+        begun = time.monotonic_ns()
+        try:
+            reply = await self._responder(frame.subject, frame.body, clean(frame.headers))
+            self.endpoint.answered(begun, reply.error)
+            if answerable(frame.reply):
+                if self._link.crowded:
+                    await self._link.room()
+                self._answers.append(self._link.parcel(frame.reply, reply.body, reply.headers))
+        except (EngineUnavailable, Closed, TooLarge) as error:
+            log.warning("the answer to %s could not be sent: %s", frame.subject, error)
+        except Exception as error:
+            self.endpoint.answered(begun, type(error).__qualname__)
+            log.exception("the responder of %s failed; the asker will run into its timeout", frame.subject)
+
+    def _send(self) -> None:
+        if not self._answers:
+            return
+        answers, self._answers = self._answers, []
+        try:
+            self._link.send(answers)
+        except (EngineUnavailable, Closed) as error:
+            log.warning("%d answers to %s could not be sent: %s", len(answers), self.endpoint.subject, error)
 
 
 def _hears(listener: Backlog, filter: str) -> OnFrame:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -33,18 +32,13 @@ class Endpoint:
         self.last_error = ""
         self.nanoseconds = 0
 
-    def began(self) -> Callable[[str], None]:
-        """A request is being answered; call what this returns when it is over, with its error or "" """
-        begun = time.monotonic_ns()
-
-        def over(error: str) -> None:
-            self.requests += 1
-            self.nanoseconds += time.monotonic_ns() - begun
-            if error:
-                self.errors += 1
-                self.last_error = error[:200]
-
-        return over
+    def answered(self, begun: int, error: str) -> None:
+        """A request is over that was begun then (`time.monotonic_ns`), with its error or "" """
+        self.requests += 1
+        self.nanoseconds += time.monotonic_ns() - begun
+        if error:
+            self.errors += 1
+            self.last_error = error[:200]
 
     def info(self) -> dict[str, Any]:
         """What it is."""
