@@ -189,6 +189,25 @@ async def test_a_responder_that_is_cancelled_inside_answers() -> None:
             await bus.request(Count())
 
 
+async def test_a_responder_that_cancels_its_own_task_answers() -> None:
+    """A handler that cancels the task it runs in is an error reply too, and the process goes on answering."""
+    bus = tidings.Bus("todo")
+
+    @bus.reply(Count)
+    async def count(question: Count) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        if question.list_name:
+            task.cancel()
+            await asyncio.sleep(0)
+        return 0
+
+    async with TestBus(bus):
+        with pytest.raises(tidings.RemoteError, match=r"CancelledError: .*its own task"):
+            await bus.request(Count("me"))
+        assert await bus.request(Count("")) == 0
+
+
 async def test_a_responder_that_exits_answers() -> None:
     """`sys.exit` in a responder is an error reply, and the process goes on answering."""
     bus = tidings.Bus("todo")

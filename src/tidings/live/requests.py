@@ -41,7 +41,7 @@ from ..signals import ERROR
 from ..stepping import within
 from ..subjects import matches
 from ..unit import Unit, Units
-from ..work.calling import argument, call, in_transaction, is_stopping, late, provided, time_limit
+from ..work.calling import argument, call, in_transaction, is_stopping, late, loop_ends, provided, time_limit
 from ..work.handling import RERUNS
 from ..work.telling import error_name, error_text, line_of
 from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
@@ -148,9 +148,9 @@ class Responding:
             log.info("%s: a stream was broken off: %s", self.handler.name, error)
             return _told(error, str(error))
         except asyncio.CancelledError as error:
-            if is_stopping():
+            if is_stopping() and (self._stopping.is_set() or loop_ends()):
                 raise
-            return _failed(error, "what the handler awaited was cancelled")
+            return _failed(error, "what the handler awaited was cancelled, or its own task")
         except (Exception, SystemExit) as error:
             # An exit let out would end the event loop and leave a process that lives and does nothing.
             return _failed(error, error_text(error))

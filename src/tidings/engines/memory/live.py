@@ -48,6 +48,7 @@ class Server:
         self.group = group
         self._responder = responder
         self._tasks: set[asyncio.Task[None]] = set()
+        self._given_up = False
 
     def ask(self, subject: str, body: bytes, headers: Headers, answer: asyncio.Future[Reply | None]) -> None:
         """Begin to answer; the first answer to a request is the one that counts."""
@@ -62,7 +63,7 @@ class Server:
             # As over a network: the asker learns nothing and runs into its timeout. Responders answer their errors.
             _log.exception("the responder of %s raised instead of answering", subject)
             return
-        if not answer.done():
+        if not answer.done() and not self._given_up:
             answer.set_result(reply)
 
     async def finish(self) -> None:
@@ -71,7 +72,8 @@ class Server:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cancel(self) -> None:
-        """Give up the answers that were begun."""
+        """Give up the answers that were begun: what their responders make of it reaches nobody."""
+        self._given_up = True
         for task in self._tasks:
             task.cancel()
 
