@@ -10,14 +10,19 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
+
+from .clock import Clock
 
 _NONE: dict[str, Any] = {}
 _fields: ContextVar[Callable[[], dict[str, Any]]] = ContextVar("tidings_log_fields", default=_NONE.copy)
 
 _SHORT = {"message_id": "id"}
+_SHORT_ID: Final = 15
+"""An id of more characters that a line has in its text is not shown behind it once more."""
+_REMINDER: Final = 60.0
 
 
 class message_context:  # noqa: N801  (used as a function is; a class costs a third of a generator)
@@ -41,6 +46,43 @@ def name_message(fields: Callable[[], dict[str, Any]]) -> None:
     _fields.set(fields)
 
 
+class Lasting:
+    """A trouble that may last, as a server that is away: told when it begins, once a minute while it lasts, and when it
+    is over; never in the name of the message with which it was found out."""
+
+    def __init__(self, log: logging.Logger, clock: Clock) -> None:
+        self._log = log
+        self._clock = clock
+        self._began: float | None = None
+        self._told = 0.0
+
+    def met(self, text: str, *arguments: object) -> None:
+        """It is there, or still there."""
+        now = self._clock.monotonic()
+        if self._began is None:
+            self._began = self._told = now
+            of_no_message(self._log.warning, text, *arguments)
+        elif now - self._told >= _REMINDER:
+            self._told = now
+            of_no_message(self._log.warning, f"{text} (for %.0f s now)", *arguments, now - self._began)
+
+    def over(self, text: str, *arguments: object) -> None:
+        """It is not there, or no more."""
+        if self._began is not None:
+            took, self._began = self._clock.monotonic() - self._began, None
+            of_no_message(self._log.info, f"{text} after %.0f s", *arguments, took)
+
+
+def of_no_message(write: Callable[..., object], text: str, *arguments: object) -> None:
+    """Write a line that is not about the message that is being handled."""
+
+    def written() -> None:
+        _fields.set(_NONE.copy)
+        write(text, *arguments)
+
+    copy_context().run(written)
+
+
 class Fields(logging.Filter):
     """Puts the fields on every record."""
 
@@ -55,10 +97,13 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
         fields = getattr(record, "tidings", {})
-        tail = " ".join(f"{_SHORT.get(name, name)}={printable(str(value), '')}" for name, value in fields.items())
-        line = f"{stamp} {record.levelname.lower():<7} {printable(record.getMessage())}" + (
-            f" [{tail}]" if tail else ""
+        text = printable(record.getMessage())
+        tail = " ".join(
+            f"{_SHORT.get(name, name)}={printable(str(value), '')}"
+            for name, value in fields.items()
+            if not (name == "message_id" and len(value) > _SHORT_ID and value in text)
         )
+        line = f"{stamp} {record.levelname.lower():<7} {text}" + (f" [{tail}]" if tail else "")
         if record.exc_info:
             line += "\n" + printable(record.exc_text or self.formatException(record.exc_info))
         return line

@@ -20,6 +20,7 @@ from . import failpoints
 from .clock import Clock
 from .engine import Outgoing
 from .errors import ConfigError, EngineError, InvalidMessage
+from .logs import Lasting
 from .message import KEY
 from .publisher import Publisher
 from .unit import Units
@@ -45,6 +46,7 @@ class Relay:
         self._sending = asyncio.Lock()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._reading = Lasting(log, clock)
 
     @property
     def busy(self) -> bool:
@@ -105,7 +107,7 @@ class Relay:
         try:
             turn = await self.units.committed([message for message, _ in unsure.values()])
         except Exception as error:
-            log.warning("the outbox cannot be read at the moment, a later sweep sends: %s", error)
+            self._reading.met("the outbox cannot be read at the moment, a later sweep sends: %s", error)
             return []
         now = self._clock.monotonic()
         for message in turn.behind:
@@ -120,8 +122,9 @@ class Relay:
         while True:
             try:
                 leftovers = await self.units.unsent(_BATCH)
+                self._reading.over("the outbox is read again")
             except Exception as error:
-                log.warning("the outbox cannot be read at the moment: %s", error)
+                self._reading.met("the outbox cannot be read at the moment: %s", error)
                 leftovers = []
             if leftovers:
                 failpoints.here("relay.leased")

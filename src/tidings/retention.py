@@ -24,6 +24,7 @@ from . import claims
 from .clock import Clock
 from .engine import Engine
 from .errors import Closed, Conflict, TidingsError
+from .logs import Lasting
 from .settings import Settings
 from .subjects import overlap
 from .unit import Units
@@ -117,6 +118,7 @@ class Janitor:
         self._stuck = False
         self._alarmed: set[str] = set()
         self._task: asyncio.Task[None] | None = None
+        self._trouble = Lasting(log, clock)
 
     def start(self) -> None:
         """Begin; returns at once. Runs in a task of this event loop until `stop`."""
@@ -134,10 +136,11 @@ class Janitor:
             await self._clock.sleep(_LOOK)
             try:
                 await self._look()
+                self._trouble.over("the log is swept again")
             except Closed:
                 return
             except TidingsError as error:
-                log.warning("nothing was swept this time: %s", error)
+                self._trouble.met("old events are not swept out of the log at the moment: %s", error)
             except Exception:
                 log.critical("nothing was swept, by an error of ours; the next time tries", exc_info=True)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 import tidings
-from tidings.logs import Fields, JsonFormatter, TextFormatter, configure, message_context, printable
+from tidings.clock import ManualClock
+from tidings.logs import Fields, JsonFormatter, Lasting, TextFormatter, configure, message_context, printable
 from tidings.testing import TestBus
 
 
@@ -95,6 +96,41 @@ def test_text_lines_show_the_fields() -> None:
     shown = line(TextFormatter(), "hello", message_id="7", subject="events.x")
     assert shown.endswith("info    hello [id=7 subject=events.x]")
     assert line(TextFormatter(), "hello").endswith("hello")
+
+
+def test_an_id_is_shown_once() -> None:
+    """A line that names the id itself has it in its text only; JSON has it as a field in any case."""
+    id = "01a20620-dee0-76c7-8c8b-ffed0fc9b428"
+    said = f"saving, event ID: {id}"
+    assert line(TextFormatter(), said, message_id=id, group="save").endswith(f"{said} [group=save]")
+    assert line(TextFormatter(), said, message_id=id).endswith(said)
+    assert json.loads(line(JsonFormatter(), said, message_id=id))["message_id"] == id
+    assert line(TextFormatter(), "attempt 7", message_id="7").endswith("attempt 7 [id=7]")
+
+
+async def test_a_trouble_that_lasts_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """Once when it begins, once a minute, once when it is over; the next one begins anew. No line is about the message
+    with which it was found out."""
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(Fields())
+    clock = ManualClock()
+    trouble = Lasting(logging.getLogger("tidings.worker"), clock)
+    trouble.over("never begun")
+    with message_context(message_id="x"):
+        for _ in range(130):
+            trouble.met("%d waiting", 3)
+            await clock.advance(1)
+        trouble.over("back")
+        trouble.over("back")
+        trouble.met("away")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "3 waiting"),
+        ("WARNING", "3 waiting (for 60 s now)"),
+        ("WARNING", "3 waiting (for 120 s now)"),
+        ("INFO", "back after 130 s"),
+        ("WARNING", "away"),
+    ]
+    assert [vars(record)["tidings"] for record in caplog.records] == [{}] * 5
 
 
 def test_a_message_cannot_write_into_the_terminal() -> None:

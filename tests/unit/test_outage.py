@@ -99,7 +99,7 @@ async def test_probing(outage: Outage, clock: ManualClock, caplog: pytest.LogCap
         assert not outage.probing
         fail(outage, position)
     assert outage.probing
-    assert "group save: 5 failures in a row" in caplog.text
+    assert "group save: what its handler needs is away, 5 failures in a row" in caplog.text
     assert "EngineUnavailable: nobody answers" in caplog.text
     pauses: list[float] = []
     for position in range(10, 20):
@@ -110,7 +110,9 @@ async def test_probing(outage: Outage, clock: ManualClock, caplog: pytest.LogCap
     assert 0.25 <= pauses[0] <= FIRST
     handle(outage, 20)
     assert await waited(outage, clock) == 0
-    assert "group save: handled one again after" in caplog.text
+    [_, end] = [record.getMessage() for record in caplog.records]
+    assert end.startswith("group save: one is handled again after ")
+    assert end.endswith("; 15 tries with 15 messages had failed")
 
 
 async def waited(outage: Outage, clock: ManualClock) -> float:
@@ -141,9 +143,10 @@ def test_perhaps_is_an_attempt_until_it_is_an_outage(outage: Outage) -> None:
     assert fail(outage, 0, PERHAPS) is None
 
 
-async def test_a_minute_without_what_is_needed(bench: Bench) -> None:
+async def test_a_minute_without_what_is_needed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """Of three hundred messages a few are tried, one at a time; none is an attempt. Seconds after its return all of
-    them are handled, at the first attempt."""
+    them are handled, at the first attempt. The log has a line for the first, for the begin, and for the end."""
+    caplog.set_level("INFO", "tidings")
     down, running, most = True, 0, 0
     failed: list[int] = []
     attempts: list[int] = []
@@ -174,6 +177,11 @@ async def test_a_minute_without_what_is_needed(bench: Bench) -> None:
     await bench.clock.advance(5 * MOST)
     await until(lambda: bench.counts == (0, 0, 0, 0))
     assert attempts == [1] * 300
+    first, begin, *_, end = [record.getMessage() for record in caplog.records]
+    assert first.startswith("handing the message back for 0.")
+    assert "what its handler needs is away, 5 failures in a row (EngineUnavailable: away)" in begin
+    assert f"all go on; {len(failed)} tries with " in end
+    assert sum("away" in record.getMessage() for record in caplog.records) == 2
 
 
 async def test_a_message_that_kills_its_connection_dies(bench: Bench) -> None:

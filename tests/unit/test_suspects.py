@@ -107,8 +107,12 @@ async def test_the_usual_way_costs_no_note(bench: Bench, begun: list[int]) -> No
     assert begun == []
 
 
-async def test_twenty_dead_workers_blame_nobody(bench: Bench, begun: list[int]) -> None:
-    """What twenty processes took with them runs alone, one after the other, and is handled on its first attempt."""
+async def test_twenty_dead_workers_blame_nobody(
+    bench: Bench, begun: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What twenty processes took with them runs alone, one after the other, and is handled on its first attempt; one
+    line of the log tells of all of it."""
+    caplog.set_level("INFO", "tidings")
     bench.store.declare(GROUP)
     bench.publish(*range(30))
     await returned(bench, 20)
@@ -128,6 +132,8 @@ async def test_twenty_dead_workers_blame_nobody(bench: Bench, begun: list[int]) 
     assert attempts == [1] * 30
     assert len(begun) == 30
     assert bench.counts == (0, 0, 0, 0)
+    [said] = [record.getMessage() for record in caplog.records if "alone" in record.getMessage()]
+    assert said.startswith("group g: messages were handed out 20 times and more and came to no end")
 
 
 async def test_a_killer_dies_alone(bench: Bench, begun: list[int]) -> None:

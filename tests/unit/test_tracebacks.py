@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tidings.logs import JsonFormatter, TextFormatter
+from tidings.work import handling
 from tidings.work.tracebacks import place_of, text_of
 
 
@@ -120,10 +121,9 @@ def test_the_place_is_found_in_what_led_to_it() -> None:
 
 def test_a_log_prints_the_place_and_keeps_the_error(caplog: pytest.LogCaptureFixture) -> None:
     """Any formatter prints the place that the record has; programs that collect errors find all of it."""
-    log = logging.getLogger("tidings.worker")
     error = _raised("cause")
-    log.error("failed", exc_info=error, extra={"place": "  in handlers.py"})
-    log.error("failed", exc_info=error)
+    handling.log.error("failed", exc_info=error, extra={"place": "  in handlers.py"})
+    handling.log.error("failed", exc_info=error)
     short, whole = caplog.records
     assert logging.Formatter("%(message)s").format(short) == "failed\n  in handlers.py"
     assert JsonFormatter().format(short).endswith('"traceback": "  in handlers.py"}')

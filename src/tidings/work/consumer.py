@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from .. import failpoints
 from ..engine import Delivery, Engine
 from ..errors import Closed, Conflict, EngineError, TidingsError
+from ..logs import Lasting
 from ..outbox import Relay
 from ..rate import Rate, per_second
 from .batches import runner_of
@@ -38,6 +39,7 @@ class Consumer:
         rate = handling.handler.options.rate
         self._rate = None if rate is None else Rate(hands.clock, per_second(rate))
         self._task: asyncio.Task[None] | None = None
+        self._trouble = Lasting(log, hands.clock)
 
     @property
     def running(self) -> Mapping[asyncio.Task[None], Collection[Delivery]]:
@@ -92,7 +94,7 @@ class Consumer:
                 return
             except TidingsError as error:
                 cause = "was it removed?" if isinstance(error, Conflict) else "waiting for the engine"
-                log.warning("group %s cannot pull (%s): %s", self.group, cause, error)
+                self._trouble.met("group %s cannot pull (%s): %s", self.group, cause, error)
                 deliveries = None
             except Exception:
                 log.critical("group %s cannot pull, by an error of ours; it goes on trying", self.group, exc_info=True)
@@ -102,6 +104,7 @@ class Consumer:
                 pause = min(2 * pause, _MOST_PAUSE)
                 continue
             pause = 0.1
+            self._trouble.over("group %s pulls again", self.group)
             failpoints.here("pull.ended")
             if self._rate is not None:
                 self._rate.take(len(deliveries))

@@ -11,11 +11,11 @@ import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from ..engine import Delivery, Done, Outcome, Release
 from ..errors import Conflict, EngineError
-from ..logs import name_message
+from ..logs import name_message, of_no_message
 from ..message import Message, identity
 from ..outbox import Relay
 from .calling import is_stopping, loop_ends
@@ -26,6 +26,9 @@ from .suspects import Floor, crash_loop, is_suspect
 from .telling import key_of, line_of
 
 log = logging.getLogger("tidings.worker")
+
+_QUIET: Final = 60.0
+"""Seconds before messages that run alone are told of again."""
 
 
 class Each:
@@ -44,6 +47,7 @@ class Each:
         self._floor = floor
         self._outage = outage
         self._one_ended = asyncio.Event()
+        self._quiet_until = 0.0
 
     def room(self, most: int | None = None) -> int:
         """How many more may begin, with at most so many running."""
@@ -137,12 +141,28 @@ class Each:
         if delay is None:
             return self.handling.failed(delivery, trouble.error)
         log.log(
-            logging.INFO if self._outage.probing else logging.WARNING,
+            logging.WARNING if self._outage.is_news else logging.DEBUG,
             "handing the message back for %.1f s, no attempt is counted: %s",
             delay,
             line_of(trouble.error),
         )
         return Release(delivery, delay)
+
+    def _tell_alone(self, delivery: Delivery) -> None:
+        """Each time of one that has crashed its process, and of others, which an outage leaves by the hundred, now and
+        then."""
+        now = self._hands.clock.monotonic()
+        if delivery.crashes:
+            log.warning("its process died %d time(s) while it ran alone: it runs alone again", delivery.crashes)
+        elif now >= self._quiet_until:
+            self._quiet_until = now + _QUIET
+            of_no_message(
+                log.info,
+                "group %s: messages were handed out %d times and more and came to no end, as their workers died or the "
+                "broker was away: each of them runs alone in its process, which takes longer",
+                self.group,
+                delivery.deliveries - 1,
+            )
 
     async def _handle_alone(self, delivery: Delivery, message: Message[Any], mark: int) -> None:
         """As any message, while nothing else runs: until its outcome is settled, so that the crash of what runs next
@@ -153,12 +173,7 @@ class Each:
             self._hands.put(dead)
             return
         async with self._floor.alone():
-            log.info(
-                "handed out %d times, %d attempts failed, %d crashes while it ran alone: it runs alone",
-                delivery.deliveries,
-                delivery.attempts,
-                delivery.crashes,
-            )
+            self._tell_alone(delivery)
             try:
                 await self._hands.engine.begin(delivery)
             except Conflict as error:

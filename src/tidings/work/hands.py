@@ -12,6 +12,7 @@ from .. import failpoints
 from ..clock import Clock
 from ..engine import Delivery, Done, Engine, Outcome
 from ..errors import Closed, EngineError, EngineUnavailable, NotAllowed, Unconfirmed
+from ..logs import Lasting
 
 log = logging.getLogger("tidings.worker")
 
@@ -52,6 +53,7 @@ class Hands:
         self._waiting: dict[int, asyncio.Event] = {}
         self._empty = asyncio.Event()
         self._empty.set()
+        self._renewing, self._settling = Lasting(log, clock), Lasting(log, clock)
 
     @property
     def busy(self) -> bool:
@@ -112,8 +114,9 @@ class Hands:
                 continue
             try:
                 await self.engine.extend(old)
+                self._renewing.over("leases are renewed again")
             except EngineError as error:
-                log.warning("leases could not be renewed: %s", error)
+                self._renewing.met("%d leases could not be renewed: %s", len(old), error)
             except Exception:
                 log.critical("leases could not be renewed, by an error of ours; the next renewal tries", exc_info=True)
 
@@ -149,7 +152,7 @@ class Hands:
             except Closed:
                 break
             except EngineError as error:
-                log.warning("outcomes could not be settled yet: %s", error)
+                self._settling.met("%d outcomes could not be settled yet: %s", len(batch), error)
                 if _answers(error):
                     return await self._settle_each(batch)
                 await self.clock.sleep(pause)
@@ -159,6 +162,7 @@ class Hands:
     async def _settle_at_once(self, batch: list[Outcome]) -> None:
         failpoints.here("settle.begun")
         await self.engine.settle(batch)
+        self._settling.over("outcomes are settled again")
         failpoints.here("settle.ended")
         self.on_settled(batch)
 

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 from ..clock import Clock
 from ..engine import Delivery
 from ..errors import EngineUnavailable, NoResponder, StoreFull, Unconfirmed
+from ..logs import of_no_message
 from ..unit import Units
 
 log = logging.getLogger("tidings.worker")
@@ -34,6 +35,7 @@ MOST: Final = 5.0
 _MOST_TURNS: Final = 12
 """Probes for which a message that has failed is out of the way, at most."""
 _REMEMBERED: Final = 10_000
+_TOLD_EACH: Final = 32
 _ENGINE_AWAY: Final = (EngineUnavailable, StoreFull, Unconfirmed)
 
 
@@ -86,17 +88,12 @@ class Outage:
         if not self._in_a_row and not self._failed:
             self._proof = max(self._proof, mark)
             return
+        if self.probing:
+            self._leave()
         self._failed.pop(delivery.entry.position, None)
         self._proof = max(self._proof, mark)
         self._in_a_row = 0
         self._different.clear()
-        if self.probing:
-            self.probing = False
-            log.warning(
-                "group %s: handled one again after %.0f s, all go on",
-                self._group,
-                self._clock.monotonic() - self._entered[1],
-            )
 
     def failed(self, delivery: Delivery, mark: int, away: Away) -> float | None:
         """Seconds until the message is to come back with no attempt counted; None if it is its own failure."""
@@ -116,6 +113,12 @@ class Outage:
             self._enter(away)
         return None if own else random.uniform(0.5, 1) * min(MOST, FIRST * 2.0 ** min(times - 1, 10))  # noqa: S311
 
+    @property
+    def is_news(self) -> bool:
+        """Whether the latest failure is worth a line: the first is, and a few of what lasts and never becomes an
+        outage; none while the group probes."""
+        return not self.probing and self._in_a_row % _TOLD_EACH == 1
+
     async def turn(self) -> None:
         """Return when the next message may be asked for: at once, or when the next probe is due."""
         while self.probing and (rest := self.due - self._clock.monotonic()) > 0:
@@ -126,14 +129,26 @@ class Outage:
         self._pause = FIRST
         self._entered = (next(self._marks), self._clock.monotonic())
         self._schedule()
-        log.warning(
-            "group %s: %d failures in a row, of different messages: something they need is away (%s: %s). Probing with "
-            "one message at a time, every %g s at most; no attempts are counted until one is handled",
+        of_no_message(
+            log.warning,
+            "group %s: what its handler needs is away, %d failures in a row (%s: %s). One message at a time is tried, "
+            "every %g s at most, and no attempt is counted, until one is handled",
             self._group,
             self._in_a_row,
             type(away.error).__qualname__,
             str(away)[:300],
             MOST,
+        )
+
+    def _leave(self) -> None:
+        self.probing = False
+        of_no_message(
+            log.warning,
+            "group %s: one is handled again after %.0f s, all go on; %d tries with %d messages had failed",
+            self._group,
+            self._clock.monotonic() - self._entered[1],
+            self._in_a_row,
+            len(self._failed),
         )
 
     def _missed(self, mark: int, times: int) -> float:
