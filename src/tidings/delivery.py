@@ -1,4 +1,8 @@
-"""A message in a group's hands, and what may become of it: values that cross SEAM 1 (`engine`)."""
+"""A message in a group's hands, and what may become of it: values that cross SEAM 1 (`engine`).
+
+A worker has many of them in hand for a moment each. With `gc=False` those of the happy path are nothing to the garbage
+collector, which would go through the whole process again and again for them: nothing they refer to refers back.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ Reason = Literal[
 ]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A message as it stands in the log."""
 
     position: int
@@ -24,7 +28,7 @@ class Entry(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Delivery(msgspec.Struct, eq=False):
+class Delivery(msgspec.Struct, eq=False, gc=False):
     """One message leased to this connection for one group, until it is settled or the lease ends."""
 
     entry: Entry
@@ -36,7 +40,7 @@ class Delivery(msgspec.Struct, eq=False):
     deadline: float
     """`clock.monotonic()` after which nothing may be settled any more: the lease may be somebody else's."""
     token: Any = None
-    """The engine's own note of where to settle it."""
+    """The engine's own note of where to settle it; it does not refer to the delivery."""
     crashes: int = 0
     """How often a handler of this group has begun it (see `Engine.begin`) and never came to an end; since the last
     redrive."""
@@ -66,7 +70,7 @@ class Failure(msgspec.Struct, frozen=True):
     version: str = ""
 
 
-class Done(msgspec.Struct, frozen=True, eq=False):
+class Done(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Handled; it never comes back to this group."""
 
     delivery: Delivery

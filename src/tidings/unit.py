@@ -20,7 +20,7 @@ import msgspec
 from .engine import Outgoing
 
 
-class InboxKey(msgspec.Struct, frozen=True, order=True):
+class InboxKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """What makes a handled message recognisable for ever: who handled it, and the message's identity."""
 
     group: str

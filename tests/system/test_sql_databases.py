@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import threading
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,24 @@ async def test_many_keys_at_once(app: App) -> None:
         assert await unit.fresh([*keys, *keys]) == set(keys[500:])
         assert await unit.fresh([]) == set()
         await unit.commit()
+
+
+async def test_keys_of_many_subjects_at_once(app: App) -> None:
+    """Of messages of several groups and subjects, in any order, those that were handled before are told from those that
+    were not, whatever is in their names; and marks that were taken back are as if they had never been made."""
+    names = ["a", "b.c", '"', "'", "ä€", "1", "", "[]", "\\", "\n"]
+    keys = [InboxKey(group, subject, id) for id in names for group in names[:3] for subject in names]
+    async with app.units.begin(AsyncSession) as unit:
+        assert await unit.fresh(keys[::2]) == set(keys[::2])
+        await unit.commit()
+    async with app.units.begin(AsyncSession) as unit:
+        assert await unit.fresh(keys) == set(keys[1::2])
+        await unit.forget(keys[1::4])
+        await unit.commit()
+    async with app.units.begin(AsyncSession) as unit:
+        assert await unit.fresh(list(reversed(keys))) == set(keys[1::4])
+        await unit.rollback()
+    assert await app.count("tidings_inbox") == len(keys) - len(keys[1::4])
 
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
@@ -369,6 +388,29 @@ async def test_the_pragmas_of_a_units_connection(sqlite: Place) -> None:
             found.append([row.scalar_one() for row in rows])
         await one.close()
     assert found == [["wal", 2, 5000, 0], ["wal", 2, 30000, 1]]
+
+
+async def test_a_transaction_changes_threads_for_begin_and_commit_only(
+    sqlite: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What may wait, for the write lock or for the disk, is left to the connection's thread; statements that are known
+    to be quick, and what asks the database nothing, run where they are."""
+    app = await App.start(sqlite)
+
+    async def handled(number: int) -> None:
+        async with app.units.begin(AsyncSession) as unit:
+            assert await unit.fresh([key(number)]) == {key(number)}
+            await insert(unit, number)
+            await unit.commit()
+
+    await handled(1)
+    await handled(2)
+    caplog.set_level(logging.DEBUG, "aiosqlite")
+    await handled(3)
+    begin, commit = [text for _, _, text in caplog.record_tuples if text.startswith("executing")]
+    assert "BEGIN IMMEDIATE" in begin
+    assert "method commit of" in commit
+    await app.close()
 
 
 async def test_an_engine_that_begins_by_itself_works_too(sqlite: Place) -> None:

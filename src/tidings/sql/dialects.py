@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -10,6 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from tidings.errors import ConfigError
+from tidings.unit import InboxKey
 
 from . import inplace
 
@@ -30,14 +33,22 @@ class Dialect(Protocol):
     """SQL for seconds since 1970; may use the parameter `:now`, the process's own clock."""
     keys: str
     """SQL for a subquery of the columns a, b, c out of what `given` makes."""
+    marks: str
+    """SQL for a subquery of the columns a, b, c out of what `given_marks` makes, in its order."""
     skip_locked: str
     for_share: str
     """SQL behind a SELECT whose rows must not change before the transaction ends."""
+    undoes_statements: bool
+    """Whether a statement that fails is undone by itself, and the transaction goes on."""
     one_writer: bool
     """Whether writers queue for the whole database anyway, so that they had better queue in the process first."""
 
     def given(self, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
         """The parameters for `keys`: rows of up to three texts."""
+        ...
+
+    def given_marks(self, keys: Sequence[InboxKey]) -> dict[str, Any]:
+        """The parameters for `marks`."""
         ...
 
     def begin(self, connection: Connection, name: str) -> None:
@@ -59,12 +70,22 @@ class SQLite:
         "SELECT json_extract(value, '$[0]') AS a, json_extract(value, '$[1]') AS b, json_extract(value, '$[2]') AS c"
         " FROM json_each(:keys)"
     )
+    # What a subject's messages have in common is read once, and not with each of their ids.
+    marks = (
+        "WITH given AS MATERIALIZED (SELECT json_extract(value, '$[0]') AS a, json_extract(value, '$[1]') AS b,"
+        " json_extract(value, '$[2]') AS ids FROM json_each(:keys)) SELECT a, b, value AS c FROM given, json_each(ids)"
+    )
     skip_locked = ""
     for_share = ""  # who may write at all keeps everybody else from it
+    undoes_statements = True
     one_writer = True
 
     def given(self, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
         return {"keys": msgspec.json.encode(keys).decode()}
+
+    def given_marks(self, keys: Sequence[InboxKey]) -> dict[str, Any]:
+        subjects = groupby(keys, key=attrgetter("group", "subject"))
+        return {"keys": msgspec.json.encode([(*of, [key.id for key in several]) for of, several in subjects]).decode()}
 
     def begin(self, connection: Connection, name: str) -> None:
         """`BEGIN IMMEDIATE`: the write lock from the start, so that what a handler reads is still true when it writes.
@@ -74,6 +95,7 @@ class SQLite:
         """
         self._leave_deferred(connection)
         self._prepare_once(connection)
+        inplace.switch_on(connection.connection.driver_connection, connection.info)
         for left in reversed(range(_BEGIN_TRIES)):
             try:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -81,7 +103,6 @@ class SQLite:
                 if left and _is_busy(error):
                     continue
                 raise
-            inplace.switch_on(connection.connection.driver_connection, connection.info)
             return
 
     def in_transaction(self, driver: Any) -> bool:
@@ -124,8 +145,10 @@ class PostgreSQL:
         "SELECT a, b, c FROM unnest(CAST(:keys_a AS text[]), CAST(:keys_b AS text[]), CAST(:keys_c AS text[]))"
         " AS keys(a, b, c)"
     )
+    marks = keys
     skip_locked = "FOR UPDATE SKIP LOCKED"
     for_share = "FOR SHARE"
+    undoes_statements = False
     one_writer = False
 
     _begun = text(
@@ -137,6 +160,9 @@ class PostgreSQL:
     def given(self, keys: Sequence[Sequence[str]]) -> dict[str, Any]:
         """A list for each column: quicker to take apart than JSON, and this is what most of the inbox's time is."""
         return {f"keys_{name}": [key[i] for key in keys if i < len(key)] for i, name in enumerate("abc")}
+
+    def given_marks(self, keys: Sequence[InboxKey]) -> dict[str, Any]:
+        return self.given([(key.group, key.subject, key.id) for key in keys])
 
     def begin(self, connection: Connection, name: str) -> None:
         """The `application_name` is the name, behind the application's own if it has one, until the transaction ends.

@@ -2,8 +2,9 @@
 
 aiosqlite runs every call in a thread of its connection and pays two changes of thread for each, several per statement;
 a statement inside SQLite's open write transaction costs less than one of them. So while a transaction of ours is open,
-statements that are known to be quick are run in place. What may wait (BEGIN for the write lock, COMMIT for the disk)
-or is not known yet goes the usual way, so that no statement holds up the event loop twice.
+statements that are known to be quick are run in place, and what asks the database nothing (a new cursor, the pool's
+rollback after a commit). What may wait (BEGIN for the write lock, COMMIT for the disk) or is not known yet goes the
+usual way, so that no statement holds up the event loop twice.
 """
 
 from __future__ import annotations
@@ -36,29 +37,27 @@ class InPlace:
         if not self.on:
             return await self._queued(function, *args, **kwargs)
         name = getattr(function, "__name__", "")
+        of = getattr(function, "__self__", None)
         if name in ("execute", "executemany"):
             self._last = args[0]
-        elif name == "cursor":
+        elif _waits_for_nothing(name, of):
             return function(*args, **kwargs)
-        elif not isinstance(getattr(function, "__self__", None), sqlite3.Cursor):
-            return await self._queued(function, *args, **kwargs)
-        elif name == "close":
-            # It waits for nothing. In the thread it would look as if the handler waited for something of its own, as
-            # SQLAlchemy closes a cursor behind the end of its statement.
-            return function(*args, **kwargs)
+        elif not isinstance(of, sqlite3.Cursor):
+            return await self._in_thread(function, *args, **kwargs)
         begun = time.perf_counter()
-        if self._last in self._quick:
-            try:
+        try:
+            if self._last in self._quick:
                 return function(*args, **kwargs)
-            finally:
-                self._took(time.perf_counter() - begun)
+            return await self._in_thread(function, *args, **kwargs)
+        finally:
+            self._took(time.perf_counter() - begun)
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return await self._queued(function, *args, **kwargs)
         except asyncio.CancelledError:
             self.on = False  # it is still at work in its thread: what follows queues behind it
             raise
-        finally:
-            self._took(time.perf_counter() - begun)
 
     def _took(self, seconds: float) -> None:
         if seconds > _SLOW:
@@ -66,6 +65,15 @@ class InPlace:
             _note(self._slow, self._last)
         elif seconds < _QUICK and self._last not in self._slow and self._last.lstrip().upper().startswith(_WORDS):
             _note(self._quick, self._last)
+
+
+def _waits_for_nothing(name: str, of: Any) -> bool:
+    """Whether it only looks at what Python keeps, as the pool's rollback after a commit. A cursor closed in the thread
+    would also look as if the handler waited for something of its own: SQLAlchemy closes it behind the end of its
+    statement."""
+    if isinstance(of, sqlite3.Cursor):
+        return name == "close"
+    return isinstance(of, sqlite3.Connection) and (name == "cursor" or (name == "rollback" and not of.in_transaction))
 
 
 def _note(statements: set[str], statement: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy.exc import IntegrityError
 
 from tidings import failpoints
 from tidings.clock import Clock, SystemClock
@@ -27,14 +28,16 @@ _REFUSED_FOR: Final = 3600.0
 
 _MESSAGE: Final = "position, subject, message_id, headers, body, not_before"
 
-_FRESH: Final = """
+_MARK: Final = """
 INSERT INTO {table}inbox (group_name, subject, message_id, handled_at)
-SELECT a, b, c, {now} FROM ({keys}) AS given WHERE true
+SELECT a, b, c, {now} FROM ({marks}) AS marks WHERE true"""
+
+_FRESH: Final = f"""{_MARK}
 ON CONFLICT DO NOTHING RETURNING group_name, subject, message_id"""
 
 _FORGET: Final = """
 DELETE FROM {table}inbox
-WHERE (group_name, subject, message_id) IN (SELECT a, b, c FROM ({keys}) AS given)"""
+WHERE (group_name, subject, message_id) IN (SELECT a, b, c FROM ({marks}) AS marks)"""
 
 _STAGE: Final = """
 INSERT INTO {table}outbox
@@ -125,14 +128,27 @@ class Store:
 
     def fresh(self, connection: Connection, keys: Sequence[InboxKey]) -> set[InboxKey]:
         """Mark as handled; returns those that were not. Waits for another transaction that marks the same."""
-        rows = self._run(connection, _FRESH, **_given(connection, _inbox_keys(keys)))
-        if len(rows) == len(set(keys)):
-            return set(keys)
+        new = set(keys)
+        given = _marks(connection, keys)
+        if dialect_of(connection.dialect.name).undoes_statements and self._all_new(connection, given):
+            return new
+        rows = self._run(connection, _FRESH, **given)
+        if len(rows) == len(new):
+            return new
         return {InboxKey(row.group_name, row.subject, row.message_id) for row in rows}
+
+    def _all_new(self, connection: Connection, given: dict[str, Any]) -> bool:
+        """Mark them, unless one of them was handled before: nearly always none was, and to be told of each which were
+        not costs more than to mark it."""
+        try:
+            connection.execute(self._statement(connection, _MARK), {**self._common(), **given})
+        except IntegrityError:
+            return False
+        return True
 
     def forget(self, connection: Connection, keys: Sequence[InboxKey]) -> None:
         """Take back marks that this transaction has made."""
-        connection.execute(self._statement(connection, _FORGET), _given(connection, _inbox_keys(keys)))
+        connection.execute(self._statement(connection, _FORGET), _marks(connection, keys))
 
     def stage(self, connection: Connection, messages: Sequence[Outgoing]) -> None:
         """Add to the outbox, leased to this process; a message that waits there already is not added again."""
@@ -215,7 +231,7 @@ def _lock(table: str, key: str) -> int:
 def statement(template: str, dialect_name: str, table: str) -> TextClause:
     """SQL with the words of a dialect, and of the tables, filled in."""
     dialect = dialect_of(dialect_name)
-    words = {"table": table, "now": dialect.now, "message": _MESSAGE, "keys": dialect.keys}
+    words = {"table": table, "now": dialect.now, "message": _MESSAGE, "keys": dialect.keys, "marks": dialect.marks}
     return text(template.format(**words, skip_locked=dialect.skip_locked, for_share=dialect.for_share))
 
 
@@ -223,8 +239,8 @@ def _given(connection: Connection, keys: Sequence[Sequence[str]]) -> dict[str, A
     return dialect_of(connection.dialect.name).given(keys)
 
 
-def _inbox_keys(keys: Sequence[InboxKey]) -> list[tuple[str, str, str]]:
-    return [(key.group, key.subject, key.id) for key in sorted(keys)]
+def _marks(connection: Connection, keys: Sequence[InboxKey]) -> dict[str, Any]:
+    return dialect_of(connection.dialect.name).given_marks(sorted(keys))
 
 
 def _identities(messages: Sequence[Outgoing]) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from ..outbox import Relay
 from ..unit import InboxKey, Shared, Unit, Units
 from .calling import answering
 from .each import Each
-from .handling import Handling
+from .handling import Handling, inbox_key
 from .hands import Receiver
 from .outage import Away, Outage
 from .pace import Pace
@@ -111,7 +111,9 @@ class Gathering(Each, ABC):
         if self.apart(delivery):
             return None
         message = self.handling.read(delivery)
-        return Work(delivery, message, self._outage.begun()) if isinstance(message, Message) else message
+        if not isinstance(message, Message):
+            return message
+        return Work(delivery, message, inbox_key(message), self._outage.begun())
 
     def apart(self, delivery: Delivery) -> bool:
         """Whether it is not to be tried with others."""
@@ -121,11 +123,12 @@ class Gathering(Each, ABC):
         """Mark all as handled, and leave in the part those that were not."""
         async with answering(self.hands.clock):
             fresh = await unit.fresh([work.key for work in part.works])
-        for work in part.works:
-            if work.key not in fresh:
-                log.info("handled before, nothing done")
-                run.settle(Done(work.delivery))
-        part.works = [work for work in part.works if work.key in fresh]
+        if len(fresh) < len(part.works):
+            for work in part.works:
+                if work.key not in fresh:
+                    log.info("handled before, nothing done")
+                    run.settle(Done(work.delivery))
+            part.works = [work for work in part.works if work.key in fresh]
         if part.cut_off and self._relay is not None:
             self._relay.look_soon(part.cut_off)
         part.cut_off = []

@@ -11,28 +11,27 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from ..engine import Delivery, Outgoing
 from ..logs import name_message
 from ..message import Message, current_message
-from ..unit import Member, Shared
+from ..unit import InboxKey, Member, Shared
 from .calling import TimeUp, answering, in_transaction
-from .handling import Handling, inbox_key
+from .handling import Handling
 from .pace import Pace
 from .turns import Turns, watched
 
 
-class Work:
+class Work(msgspec.Struct, eq=False, gc=False):
     """One message that is to be handled with others."""
 
-    __slots__ = ("delivery", "key", "mark", "message", "waits")
-
-    def __init__(self, delivery: Delivery, message: Message[Any], mark: int) -> None:
-        self.delivery = delivery
-        self.message = message
-        self.mark = mark
-        self.key = inbox_key(message)
-        self.waits = False
-        """Whether it waits for the others and not for something of its own."""
+    delivery: Delivery
+    message: Message[Any]
+    key: InboxKey
+    mark: int
+    waits: bool = False
+    """Whether it waits for the others and not for something of its own."""
 
     def named(self) -> dict[str, Any]:
         """What log lines say of it."""

@@ -45,7 +45,7 @@ class Address(msgspec.Struct, frozen=True):
         return f"Address({', '.join(self.servers)}, user={self.user!r})"
 
 
-class Frame(msgspec.Struct):
+class Frame(msgspec.Struct, gc=False):
     """One message as it came over the connection."""
 
     subject: str

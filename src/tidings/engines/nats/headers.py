@@ -6,9 +6,12 @@ block is kept, and a single header is looked up in it.
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Final, TypeVar, overload
+
+import msgspec
 
 ORIGIN: Final = "Tidings-Origin"
 """The one header of ours in inbox messages and dead letters: JSON in ASCII."""
@@ -35,18 +38,19 @@ def _senders_line(name: str) -> bytes | None:
     return _line(name) if is_senders(name) else None
 
 
-class Block(Mapping[str, str]):
+class _Type(msgspec.StructMeta, ABCMeta):
+    """Of a `Struct` that is a `Mapping`."""
+
+
+class Block(Mapping[str, str], msgspec.Struct, eq=False, gc=False, metaclass=_Type):
     """All headers of one message. What the server itself says stands under `Status` and `Description`.
 
     Names are as the sender wrote them; values lose blanks at their ends. Of several with one name the last counts.
     """
 
-    __slots__ = ("_parsed", "raw")
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-        """From `NATS/1.0` to the empty line."""
-        self._parsed: dict[str, str] | None = None
+    raw: bytes
+    """From `NATS/1.0` to the empty line."""
+    parsed: dict[str, str] | None = None
 
     @overload
     def get(self, name: str, default: None = None, /) -> str | None: ...
@@ -54,7 +58,7 @@ class Block(Mapping[str, str]):
     def get(self, name: str, default: str | T, /) -> str | T: ...
     def get(self, name: str, default: object = None, /) -> object:
         raw = self.raw
-        if self._parsed is not None or raw[_VERSION] == _BLANK:
+        if self.parsed is not None or raw[_VERSION] == _BLANK:
             return self._all.get(name, default)
         return _value(raw, _line(name), default)
 
@@ -77,9 +81,9 @@ class Block(Mapping[str, str]):
 
     @property
     def _all(self) -> dict[str, str]:
-        if self._parsed is None:
-            self._parsed = self._read()
-        return self._parsed
+        if self.parsed is None:
+            self.parsed = self._read()
+        return self.parsed
 
     def _read(self) -> dict[str, str]:
         return _read(self.raw)
@@ -89,10 +93,8 @@ class Block(Mapping[str, str]):
         return SendersBlock(self.raw)
 
 
-class SendersBlock(Block):
+class SendersBlock(Block, eq=False, gc=False):
     """The sender's own headers: without those that mean something to the server or to us."""
-
-    __slots__ = ()
 
     @overload
     def get(self, name: str, default: None = None, /) -> str | None: ...

@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _VALUE = re.compile(r"[ -~]*\Z")
 
 
-class Source(msgspec.Struct):
+class Source(msgspec.Struct, gc=False):
     """Where a delivery comes from: what its acknowledgement subject says."""
 
     stream: str
@@ -169,7 +169,7 @@ class Attempts(msgspec.Struct):
     """Deliveries that were handed back in good order, as far as it was noted."""
 
 
-class Token(msgspec.Struct, eq=False):
+class Token(msgspec.Struct, eq=False, gc=False):
     """Where a delivery is settled."""
 
     reply: str
