@@ -49,6 +49,24 @@ def test_pub_stores_an_event_and_says_where(shell: Shell) -> None:
     assert entry.headers["ce-type"] == "events.a"
 
 
+def test_pub_tells_of_an_event_that_nobody_wants(shell: Shell) -> None:
+    """It says how to see it; nothing where a group or a push stream has the subject; that its group is gone where it
+    was removed."""
+    alone = shell("pub", "events.a", "1", "--count", "3")
+    assert alone.stdout.splitlines() == ["stored seq 1", "stored seq 2", "stored seq 3"]
+    assert alone.stderr.count("no group wants events.a: it waits as unclaimed") == 1
+    assert "tidings dlq unclaimed" in alone.stderr
+    assert shell("dlq", "unclaimed").stdout.splitlines()[1].startswith("events.a")
+    shell.declare("save")
+    assert shell("pub", "events.a", "1").stderr == ""
+    assert json.loads(shell("pub", "events.a", "1", "--json").stdout)["groups"] == ["save"]
+    assert "no group wants events.b:" in shell("pub", "events.b", "1", "--json").stderr
+    shell.play(lambda engine: claims.declare(engine, [], lease=30.0, readers={"push": ("events.b",)}))
+    assert shell("pub", "events.b", "1").stderr == ""
+    shell("groups", "rm", "save", "--yes", "--discard-pending")
+    assert "any more, and nobody will handle this: save was removed" in shell("pub", "events.a", "1").stderr
+
+
 def test_pub_stores_one_id_once(shell: Shell) -> None:
     """The same id on the same subject is told to be there already."""
     shell("pub", "events.a", "1", "--id", "x")

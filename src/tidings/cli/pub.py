@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from .. import claims
 from ..clock import SystemClock
 from ..engine import Engine
 from ..errors import InvalidMessage, Unconfirmed
@@ -98,6 +99,8 @@ async def _store(
         name: duration(value) if name in ("delay", "expires") else value for name, value in wanted.items()
     }
     publisher = Publisher(engine, Registry(), source=_SOURCE, roots=roots(engine), clock=SystemClock())
+    ledger, _ = await claims.load(engine)
+    groups = [group.name for group in ledger.living() if any(matches(claim.filter, subject) for claim in group.claims)]
     done = 0
     while done < rhythm.count:
         size = 1 if rhythm.pause else min(_BATCH, rhythm.count - done)
@@ -108,16 +111,38 @@ async def _store(
             ids = " ".join(f"--id {message.id}" for message in messages[:3])
             raise Unconfirmed(f"{error}; publishing again with {ids} stores nothing twice") from error
         for receipt in receipts:
-            _show(receipt, as_json)
+            _show(receipt, groups, as_json)
+        if done == 0 and not groups and not ledger.read(subject):
+            output.say(_unwanted(ledger, subject))
         done += size
         if rhythm.pause and done < rhythm.count:
             await asyncio.sleep(rhythm.pause)
 
 
-def _show(receipt: Receipt, as_json: bool) -> None:
+def _unwanted(ledger: claims.Ledger, subject: str) -> str:
+    removed = [
+        name
+        for name, claimant in ledger.groups.items()
+        if any(matches(claim.filter, subject) for claim in claimant.ever)
+    ]
+    if removed:
+        return f"no group wants {subject} any more, and nobody will handle this: {', '.join(removed)} was removed"
+    return (
+        f"no group wants {subject}: it waits as unclaimed for the first that does (tidings dlq unclaimed). Is the "
+        "subject right, and did a worker with its handler ever run?"
+    )
+
+
+def _show(receipt: Receipt, groups: list[str], as_json: bool) -> None:
     if as_json:
         output.put_json(
-            {"seq": receipt.position, "id": receipt.id, "subject": receipt.subject, "duplicate": receipt.duplicate}
+            {
+                "seq": receipt.position,
+                "id": receipt.id,
+                "subject": receipt.subject,
+                "duplicate": receipt.duplicate,
+                "groups": groups,
+            }
         )
     elif receipt.duplicate:
         output.put(f"already stored seq {receipt.position}: nothing new")
