@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytest_plugins = ("databases",)
 
 PAGE = Path(__file__).parents[2] / "docs" / "database.md"
-SHOP = """
+MODELS = """
 from sqlalchemy.orm import DeclarativeBase
 
 
@@ -37,7 +37,7 @@ def test_the_example_upgrades_and_autogenerate_leaves_the_tables_alone(database:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    (tmp_path / "shop.py").write_text(SHOP, encoding="utf-8")
+    (tmp_path / "models.py").write_text(MODELS, encoding="utf-8")
     settings = f"[alembic]\nscript_location = migrations\nprepend_sys_path = .\nsqlalchemy.url = {database.sync_url}\n"
     (tmp_path / "alembic.ini").write_text(settings, encoding="utf-8")
     [shown] = re.findall(r"<!-- run -->\n```console\n(.*?)```", page, re.DOTALL)

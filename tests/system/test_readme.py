@@ -52,17 +52,23 @@ def test_the_examples_run_and_print_what_is_shown(page: str, commands: int, tmp_
     assert ran >= commands
 
 
-PAGES = ("README.md", *(f"docs/{page}.md" for page in ("live", "order", "push", "schedules", "testing")))
+MODELS = "from sqlalchemy.orm import DeclarativeBase\n\n\nclass Base(DeclarativeBase): ...\n"
+PAGES = ("README.md", *(f"docs/{page}.md" for page in ("database", "live", "order", "push", "schedules", "testing")))
 
 
 def test_the_examples_pass_a_strict_type_checker(tmp_path: Path) -> None:
-    """`mypy --strict` finds no error in the files of these pages, but for tests that say no types."""
+    """`mypy --strict` finds no error in the files of these pages, but for tests that say no types, and what the reader
+    has already."""
     for page in PAGES:
         for step in steps((ROOT / page).read_text(encoding="utf-8")):
             if not isinstance(step, Command):
-                (tmp_path / step[0]).write_text(step[1], encoding="utf-8")
-    written = sorted(path.name for path in tmp_path.iterdir())
+                file = tmp_path / step[0]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(step[1], encoding="utf-8")
+    (tmp_path / "models.py").write_text(MODELS, encoding="utf-8")
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.py"))
     assert {"hello.py", "orders.py", "stock.py", "moves.py", "web.py", "jobs.py", "shop.py"} <= set(written)
+    assert "migrations/env.py" in written
     checked = subprocess.run(
         [
             sys.executable,
