@@ -255,7 +255,7 @@ async def test_one_poison_message_fails_alone(app: App, when: str) -> None:
 
     handled = await app.handle(list(range(MANY)))
     assert handled.letters == [b'{"number":42}']
-    assert attempts.pop(42) == {1, 2, 3}
+    assert attempts.pop(42) == ({1} if when == "returned" else {1, 2, 3}), "what it returned no retry mends"
     assert set(map(tuple, attempts.values())) == {(1,)}
     assert await app.numbers() == [number for number in range(MANY) if number != 42]
 

@@ -288,6 +288,26 @@ async def test_ending_the_transaction_as_sql_is_noticed(app: App, word: str) -> 
     assert await app.count("tidings_inbox") == 0
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["COMMIT", " end transaction", "-- keep it\n/* now */ Commit", "ROLLBACK", "begin", "START  TRANSACTION", "ABORT"],
+)
+async def test_what_ends_the_transaction_as_sql_is_refused(app: App, said: str) -> None:
+    """It is not done, so nothing is torn apart, also where the handler swallows the error and goes on."""
+    async with app.units.begin(AsyncSession) as unit:
+        await insert(unit, 1)
+        with pytest.raises(ConfigError, match=r"as SQL inside a handler .*, and was not done"):
+            await unit.connection.execute(text(said))
+        await unit.connection.execute(text("SAVEPOINT mine"))
+        await insert(unit, 2)
+        await unit.connection.execute(text("ROLLBACK TO SAVEPOINT mine"))
+        await unit.connection.execute(text("RELEASE SAVEPOINT mine"))
+        await unit.commit()
+    assert await app.count("items") == 1
+    async with app.engine.connect() as connection:  # the application's own transactions are its own
+        await connection.execute(text("BEGIN"))
+
+
 async def test_an_error_that_the_handler_swallowed_cannot_commit_half(app: App) -> None:
     """PostgreSQL answers COMMIT with a silent rollback after an error; the unit raises. SQLite keeps the rest."""
     async with app.units.begin(AsyncSession) as unit:

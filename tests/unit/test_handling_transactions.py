@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -110,6 +110,31 @@ async def test_a_handler_that_cancels_its_own_task_fails_alone(world: World, com
         await t.settle()
         [letter] = await t.dead_letters()
     assert (letter.attempts, letter.failure.error) == (3, "CancelledError")
+    assert sorted(world.items()) == ["0", "2", "3"]
+
+
+@pytest.mark.parametrize("commit", ["group", "each"])
+async def test_a_handler_that_commits_as_sql_is_a_dead_letter(world: World, commit: Literal["group", "each"]) -> None:
+    """At once, with nothing of it in the database; the messages beside it are handled."""
+    bus, calls = new_bus(sessions=world.sessions), []
+
+    @bus.on(New, group="save", commit=commit)
+    async def save(new: New, db: AsyncSession) -> Saved:
+        db.add(Item(text=new.item))
+        await db.flush()
+        if new.item == "1":
+            calls.append(new)
+            await db.execute(text("COMMIT"))
+            db.add(Item(text="behind"))
+        return Saved(new.item)
+
+    async with TestBus(bus) as t:
+        await bus.publish_many([New(str(number)) for number in range(4)])
+        await t.settle()
+        [letter] = await t.dead_letters()
+        assert sorted(await items(t, "events.saved")) == ["0", "2", "3"]
+    assert (letter.failure.error, letter.attempts) == ("ConfigError", 1)
+    assert "begin_nested()" in letter.failure.message
     assert sorted(world.items()) == ["0", "2", "3"]
 
 

@@ -1,12 +1,15 @@
-"""What is heard from SQLAlchemy about an engine's connections: a statement failed, a transaction ended."""
+"""What is heard from SQLAlchemy about an engine's connections: a statement comes or has failed, a transaction ended."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, event
+
+from tidings.errors import ConfigError
 
 from . import inplace
 
@@ -14,14 +17,21 @@ log = logging.getLogger("tidings.sql")
 
 T = TypeVar("T")
 
+_HANDLED: Final = "tidings-handled"
 _FAILED: Final = "tidings-failed"
 _AFTER: Final = "tidings-after-commit"
 _BEFORE: Final = "tidings-before-commit"
+_COMMENT: Final = r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+_ENDS: Final = re.compile(
+    rf"{_COMMENT}(COMMIT|END|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b)|BEGIN|START\s+TRANSACTION|ABORT|PREPARE\s+TRANSACTION)\b",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def watch(engine: Engine) -> None:
     """Listen to the engine; idempotent. Changes nothing for who uses it."""
     listeners: list[tuple[str, Callable[..., Any]]] = [
+        ("before_cursor_execute", _coming),
         ("handle_error", _failed),
         ("commit", _committing),
         ("rollback", _rolled_back),
@@ -35,8 +45,10 @@ def watch(engine: Engine) -> None:
 
 
 def begun(connection: Connection) -> None:
-    """A transaction begins: forget what was noted about the one before."""
+    """A worker's transaction has begun: what ends it as SQL raises `ConfigError`, until the connection returns to its
+    pool; and what was noted about the one before is forgotten."""
     connection.info.pop(_FAILED, None)
+    connection.info[_HANDLED] = True
 
 
 def has_failed(connection: Connection) -> bool:
@@ -64,6 +76,17 @@ def after_commit(connection: Connection, callback: Callable[[], object]) -> None
     connection.info.setdefault(_AFTER, []).append(callback)
 
 
+def _coming(connection: Connection, _: Any, statement: str, *__: Any) -> None:
+    """Before it is done, not after: what a COMMIT has torn apart nobody can join again."""
+    if (found := _ENDS.match(statement)) is not None and _HANDLED in connection.info:
+        word = " ".join(found[1].upper().split())
+        raise ConfigError(
+            f"{word} as SQL inside a handler would tear its writes from the inbox mark and the follow-ups, and was not "
+            "done: the worker commits when the handler returns and rolls back when it raises. Use begin_nested() for a "
+            "part that may fail, and a session of your own for what must be kept in any case"
+        )
+
+
 def _failed(context: Any) -> None:
     connection = context.connection
     if connection is not None and not connection.closed and not connection.invalidated:
@@ -83,6 +106,7 @@ def _rolled_back(connection: Connection) -> None:
 
 def _returned(dbapi_connection: Any, record: Any) -> None:
     record.info.pop(_BEFORE, None)
+    record.info.pop(_HANDLED, None)
     inplace.switch_off(record.info)
     for callback in record.info.pop(_AFTER, ()):
         try:
