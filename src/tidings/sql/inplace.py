@@ -4,7 +4,8 @@ aiosqlite runs every call in a thread of its connection and pays two changes of 
 a statement inside SQLite's open write transaction costs less than one of them. So while a transaction of ours is open,
 statements that are known to be quick are run in place, and what asks the database nothing (a new cursor, the pool's
 rollback after a commit). What may wait (BEGIN for the write lock, COMMIT for the disk) or is not known yet goes the
-usual way, so that no statement holds up the event loop twice.
+usual way. A statement that has held up the event loop goes it too, for a hundred calls, and for twice as many after
+each further time: once it may have been the garbage collector, or a busy machine.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any, Final
 
 _NAME: Final = "tidings-in-place"
 _QUICK: Final = 0.002  # seconds, with the way to the thread and back: from the next time on in place
-_SLOW: Final = 0.02  # seconds: never again in place
+_SLOW: Final = 0.02  # seconds: not in place for a while
+_WHILE: Final = 100  # quick calls in the thread, after the first time it was slow
 _KNOWN: Final = 500  # statements whose time is remembered, per connection
 _WORDS: Final = ("INSERT", "SELECT", "UPDATE", "DELETE", "WITH", "SAVEPOINT", "RELEASE", "ROLLBACK TO")
 
@@ -28,8 +30,7 @@ class InPlace:
     def __init__(self, connection: Any) -> None:
         self._queued: Callable[..., Any] = connection._execute
         self._last = ""
-        self._quick: set[str] = set()
-        self._slow: set[str] = set()
+        self._known: dict[str, _Statement] = {}
         self.on = False
         connection._execute = self
 
@@ -46,7 +47,7 @@ class InPlace:
             return await self._in_thread(function, *args, **kwargs)
         begun = time.perf_counter()
         try:
-            if self._last in self._quick:
+            if (known := self._known.get(self._last)) is not None and known.missing == 0:
                 return function(*args, **kwargs)
             return await self._in_thread(function, *args, **kwargs)
         finally:
@@ -60,11 +61,32 @@ class InPlace:
             raise
 
     def _took(self, seconds: float) -> None:
+        known = self._known.get(self._last)
+        if known is None:
+            if not self._last.lstrip().upper().startswith(_WORDS):
+                return
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            known = self._known[self._last] = _Statement()
+        known.took(seconds)
+
+
+class _Statement:
+    """How long one statement takes."""
+
+    __slots__ = ("_after_slow", "missing")
+
+    def __init__(self) -> None:
+        self.missing = 1
+        """Quick calls until it is run in place."""
+        self._after_slow = _WHILE
+
+    def took(self, seconds: float) -> None:
         if seconds > _SLOW:
-            self._quick.discard(self._last)
-            _note(self._slow, self._last)
-        elif seconds < _QUICK and self._last not in self._slow and self._last.lstrip().upper().startswith(_WORDS):
-            _note(self._quick, self._last)
+            in_place, self.missing = self.missing == 0, self._after_slow
+            self._after_slow *= 2 if in_place else 1
+        elif seconds < _QUICK and self.missing:
+            self.missing -= 1
 
 
 def _waits_for_nothing(name: str, of: Any) -> bool:
@@ -74,12 +96,6 @@ def _waits_for_nothing(name: str, of: Any) -> bool:
     if isinstance(of, sqlite3.Cursor):
         return name == "close"
     return isinstance(of, sqlite3.Connection) and (name == "cursor" or (name == "rollback" and not of.in_transaction))
-
-
-def _note(statements: set[str], statement: str) -> None:
-    if len(statements) >= _KNOWN:
-        statements.clear()
-    statements.add(statement)
 
 
 def switch_on(driver: Any, info: dict[str, Any]) -> None:
