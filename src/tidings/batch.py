@@ -18,9 +18,10 @@ class Batch(Generic[E, F]):
     """Messages of one group that waited together, oldest first, at least one. Iterating gives their events.
 
     Each has an outcome of its own: it is handled, unless `fail` was called for it. An exception out of the handler
-    concerns none of them in particular: they are handled again, each in a batch of one, and fail there or not. With a
-    transaction the effects of all that did not fail, and their follow-ups, are committed together; so call `fail`
-    before writing anything for the message, or leave it out of the statement.
+    concerns none of them in particular: they are handled again in smaller batches (without a transaction each in a
+    batch of one at once), and only one that fails by itself has failed. With a transaction the effects of all that did
+    not fail, and their follow-ups, are committed together; so call `fail` before writing anything for the message, or
+    leave it out of the statement.
 
     `Batch[NewItem, ItemIndexed]` also names what `follow` is given, as other handlers' return annotation does: so
     `receipt.wait(ItemIndexed)` knows who could emit it.

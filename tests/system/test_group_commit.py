@@ -556,7 +556,47 @@ async def test_a_batch_with_a_transaction_commits_once(app: App) -> None:
     assert len(seen) == MANY
 
 
-async def test_a_refused_row_in_a_batch_is_found_one_by_one(app: App) -> None:
+async def test_one_poison_in_a_batch_is_found_by_halves(app: App) -> None:
+    """A batch of 256 that raises is tried again in halves: 17 calls find the one that is to blame, the others are saved
+    once and lose no attempt; a later batch does not contain it."""
+    sizes: list[int] = []
+    attempts: set[tuple[bool, int]] = set()
+
+    @app.bus.on(New, group="save")
+    async def save(batch: tidings.Batch[New], db: AsyncSession) -> None:
+        sizes.append(len(batch))
+        attempts.update((message.data.number == 200, message.attempt) for message in batch.messages)
+        await db.execute(insert(Item), [{"number": new.number} for new in batch])
+        if any(new.number == 200 for new in batch):
+            raise ValueError("two hundred")
+
+    handled = await app.handle(list(range(256)))
+    assert handled.letters == [b'{"number":200}']
+    assert await app.numbers() == [number for number in range(256) if number != 200]
+    assert attempts == {(False, 1), (True, 1), (True, 2), (True, 3)}
+    assert sizes[:3] == [256, 128, 128]
+    assert len(sizes) == 17 + 2  # its two retries
+
+
+async def test_many_poisons_in_a_batch_are_found_one_by_one(app: App) -> None:
+    """Where nearly all fail, halving would double the calls: after 32 that failed each message is tried by itself."""
+    sizes: list[int] = []
+
+    @app.bus.on(New, group="save", retry=tidings.NEVER)
+    async def save(batch: tidings.Batch[New], db: AsyncSession) -> None:
+        sizes.append(len(batch))
+        await db.execute(insert(Item), [{"number": new.number} for new in batch])
+        if any(new.number != 200 for new in batch):
+            raise ValueError("nearly all")
+
+    handled = await app.handle(list(range(256)))
+    assert len(handled.letters) == 255
+    assert await app.numbers() == [200]
+    assert sum(size > 1 for size in sizes) <= 2 * 32
+    assert sizes.count(1) == 256
+
+
+async def test_a_refused_row_in_a_batch_is_found(app: App) -> None:
     """A statement that the database refuses rolls the batch back; singly, only the guilty message fails."""
 
     @app.bus.on(New, group="save", retry=tidings.NEVER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -124,12 +125,15 @@ async def test_follow_ups_belong_to_their_message() -> None:
 
 
 async def test_an_exception_is_found_out_one_by_one() -> None:
-    """When the handler raises, each message is handled by itself: the guilty one alone loses attempts."""
+    """When a handler without a transaction raises, each message is handled by itself: the guilty one alone loses
+    attempts, and no other is repeated more than once."""
     bus = new_bus()
     done: set[tuple[str, int]] = set()
+    calls: Counter[str] = Counter()
 
     @bus.on(New, group="save")
     async def save(batch: Batch[New]) -> None:
+        calls.update(new.item for new in batch)
         if "13" in [new.item for new in batch]:
             raise ValueError("thirteen")
         done.update((new.item, message.attempt) for new, message in zip(batch, batch.messages, strict=True))
@@ -140,6 +144,8 @@ async def test_an_exception_is_found_out_one_by_one() -> None:
         (letter,) = await t.dead_letters()
     assert letter.failure.message == "thirteen"
     assert done == {(str(number), 1) for number in range(50) if number != 13}
+    del calls["13"]
+    assert max(calls.values()) == 2
 
 
 @pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])

@@ -234,8 +234,8 @@ async def a_batch_has_an_outcome_for_each(world: World) -> None:
 
 @case("bus")
 async def a_batch_that_raises_is_handled_singly(world: World) -> None:
-    """An exception out of a batch handler blames nobody: each message is handled again in a batch of one, and only the
-    one that fails there counts attempts; without a transaction too."""
+    """An exception out of a batch handler blames nobody: the messages are handled again, without a transaction each in
+    a batch of one, and only the one that fails there counts attempts."""
     bus, done = application(world), set[tuple[int, int]]()
 
     @bus.on(Ordered, group="pack")

@@ -1,16 +1,21 @@
-"""Batch handlers: one call for all messages that wait, up to the batch's size; it never waits for a batch to fill."""
+"""Batch handlers: one call for all messages that wait, up to the batch's size; it never waits for a batch to fill.
+
+A call that raises has done nothing, if it has a transaction: halves are tried, and halves of those that fail, until the
+guilty ones are by themselves. One of 256 is found with 17 calls.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from ..batch import Batch
 from ..engine import Done, Outgoing
 from ..logs import message_context
 from ..outbox import Relay
 from ..unit import Unit
-from .calling import answering, being_handled, time_limit
+from .calling import TimeUp, answering, being_handled, time_limit
 from .each import Each
 from .gathering import Gathering, Part, Run
 from .handling import Handling, LeaseLost
@@ -24,6 +29,9 @@ from .together import Together
 
 log = logging.getLogger("tidings.worker")
 
+_SPLITS: Final = 32
+"""Calls of one pull that may fail before each of the rest is tried by itself: enough to find four of 256."""
+
 
 class Batches(Gathering):
     """Runs one group's batch handler on all that was pulled."""
@@ -34,8 +42,12 @@ class Batches(Gathering):
         super().__init__(handling, hands, relay, floor, outage, pace)
         self.concurrency = handling.handler.options.concurrency or 1
 
-    def split(self, part: Part) -> list[Part]:
-        return part.singles()
+    def split(self, part: Part, run: Run, error: BaseException | None = None) -> list[Part]:
+        """Each by itself where a call is not to be repeated so often: it leaves behind what it has done outside of a
+        transaction, or takes all its time to fail; and where many fail, when that takes fewer calls."""
+        run.splits += 1
+        singly = self.handling.plan.units is None or isinstance(error, TimeUp) or run.splits > _SPLITS
+        return part.singles() if singly else part.halves()
 
     async def attempt(self, part: Part, run: Run) -> list[Part]:
         units = self.handling.plan.units

@@ -70,8 +70,8 @@ class Gathering(Each, ABC):
         """Try these together, and settle what becomes of them; returns what is to be tried again, and how."""
 
     @abstractmethod
-    def split(self, part: Part) -> list[Part]:
-        """How to go on when one of them has failed, and nobody knows which."""
+    def split(self, part: Part, run: Run, error: BaseException | None = None) -> list[Part]:
+        """How to go on when one of them has failed, perhaps with this error, and nobody knows which."""
 
     def room(self, most: int | None = None) -> int:
         free = super().room(most)
@@ -159,7 +159,7 @@ class Gathering(Each, ABC):
                 return self.away(Away(error, sure=True), part, run)
         log.info("%d messages failed together, they run again in smaller parts: %s", len(part.works), line_of(error))
         run.spoilt()
-        return self.split(part)
+        return self.split(part, run, error)
 
     def after_lost_lease(self, part: Part, run: Run) -> list[Part]:
         """Nothing was committed: those whose lease holds are tried again."""
@@ -175,6 +175,8 @@ class Run:
         """In hand, and without an outcome."""
         self.alone: list[Delivery] = []
         """To be handled by themselves, in this order."""
+        self.splits = 0
+        """How often some of them had to be told apart."""
         self._runner = runner
         self._spoilt = False
 

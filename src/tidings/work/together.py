@@ -40,7 +40,7 @@ class Together(Gathering):
         assert handling.plan.units is not None
         self._units: Units = handling.plan.units
 
-    def split(self, part: Part) -> list[Part]:
+    def split(self, part: Part, run: Run, error: BaseException | None = None) -> list[Part]:
         """Once more with care, which finds those that fail; if that is not it, halves."""
         if self.pace.careful:
             return part.halves()
@@ -106,13 +106,13 @@ class Together(Gathering):
             return [part]
         if trial.guilty is None:
             run.spoilt()
-            return self.split(part)
+            return self.split(part, run)
         guilty, error = trial.guilty
         if isinstance(error, Exception) and self._units.transient(error):
             return await self.failed(error, part, run, self._units)
         if judges(error) and not self.pace.careful:
             log.info("rolled back, all run again with care: %s", line_of(error))
-            return self.split(part)
+            return self.split(part, run, error)
         log.info("rolled back, the message runs again by itself: %s", line_of(error))
         run.spoilt()
         run.alone.append(guilty.delivery)
