@@ -119,8 +119,8 @@ class Bus:
         """Handle events, given as event classes or subject filters.
 
         The function's parameters are given by annotation: the event, `Message`, `Batch` (many at once), an SQLAlchemy
-        session, whatever `provide` offers. Events it returns are published when, and only if, it has succeeded. For
-        the options see `HandlerOptions`.
+        session, whatever `provide` offers; any other one keeps its default. Events it returns are published when, and
+        only if, it has succeeded. For the options see `HandlerOptions`.
         """
         options = HandlerOptions(group, retry, timeout, concurrency, start, commit, batch, rate, order)
 

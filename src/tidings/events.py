@@ -49,6 +49,8 @@ def spec_of(cls: object) -> EventSpec | None:
 
 def require_spec(cls: type) -> EventSpec:
     """The spec of `cls`, or `ConfigError` with the two ways to give it one."""
+    if not isinstance(cls, type):
+        raise ConfigError(f"{cls!r} is no class of an event or request: name one, in the parentheses of a decorator")
     spec = spec_of(cls)
     if spec is None:
         raise ConfigError(

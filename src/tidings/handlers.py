@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -54,9 +55,7 @@ class Handler:
     """A function, the filters it listens to and its options. The function itself stays a plain function."""
 
     def __init__(self, function: Callable[..., Any], what: Sequence[Any], options: HandlerOptions) -> None:
-        if not (inspect.isfunction(function) or inspect.ismethod(function)):
-            raise ConfigError(f"{function!r} is no function: write a def or async def for it")
-        self.function = function
+        self.function = _function(function)
         self.filters = tuple(filters_of(what))
         self.options = options
         self.classes = tuple(spec for item in what if (spec := spec_of(item)) is not None)
@@ -70,6 +69,22 @@ class Handler:
 
     def listens_to(self, subject: str) -> bool:
         return any(matches(filter, subject) for filter in self.filters)
+
+
+def _function(thing: Any) -> Callable[..., Any]:
+    """What is to be called; raises `ConfigError` for what has no name to show, or hides what it takes."""
+    if isinstance(thing, staticmethod):
+        thing = thing.__func__
+    if inspect.isfunction(thing) or inspect.ismethod(thing):
+        return thing
+    advice = "write a def or async def for it"
+    if isinstance(thing, functools.partial):
+        advice = "write an async def that calls it, and offer what it binds with bus.provide(factory)"
+    elif isinstance(thing, classmethod):
+        advice = "register the method once the class is there, as in bus.on(…)(Service.handle)"
+    elif callable(thing):
+        advice = "register a method of an object, as in bus.on(…)(service.handle)"
+    raise ConfigError(f"{thing!r} is no function: {advice}")
 
 
 def filters_of(what: Sequence[Any]) -> list[str]:

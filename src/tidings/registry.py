@@ -7,36 +7,39 @@ later in a module work, and so that every mistake is reported before the first m
 from __future__ import annotations
 
 import inspect
-import types
 import typing
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from .batch import Batch
-from .codec import codec_for
 from .engine import Lagged
 from .errors import ConfigError
-from .events import EventSpec, spec_of
+from .events import EventSpec
 from .handlers import Handler
 from .message import Message
+from .returns import check_answer, check_follow_ups, emitted, show
 from .schedule import Schedule
+from .signatures import Parameter as Parameter
+from .signatures import (
+    can_be_event,
+    check_annotated,
+    check_batch,
+    check_data,
+    check_default,
+    check_named,
+    check_one_event,
+    hints_of,
+    looks_like_connection,
+    specs_in,
+    without_none,
+)
 from .subjects import check_group, overlap
 from .unit import Units
 from .versions import Upcasters
 
 _STARRED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-class Parameter(msgspec.Struct, frozen=True):
-    """What one parameter of a handler is given."""
-
-    name: str
-    kind: Literal["event", "message", "batch", "connection", "provided"]
-    type: Any
-    """The event's type; for `message` and `batch` the type of the data or None; for the others the annotation."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -129,7 +132,7 @@ class Registry:
         for parameter in inspect.signature(factory).parameters.values():
             if parameter.default is parameter.empty and parameter.kind not in _STARRED:
                 raise ConfigError(f"{factory.__qualname__}: a provider is called without arguments")
-        hints = _hints(factory)
+        hints = hints_of(factory)
         made = hints.get("return")
         if typing.get_origin(made) in (AsyncIterator, Iterator) or _is_generator(made):
             made = typing.get_args(made)[0]
@@ -141,45 +144,82 @@ class Registry:
 
     def plan(self, handler: Handler, units: Sequence[Units]) -> Plan:
         """Understand the handler's signature; every mistake raises `ConfigError` naming handler and parameter."""
-        hints = _hints(handler.function)
+        hints = hints_of(handler.function, handler.classes)
         parameters, found = [], None
         for parameter in inspect.signature(handler.function).parameters.values():
-            if parameter.kind in _STARRED:
-                raise ConfigError(f"{handler.name}: *{parameter.name} cannot be given anything")
-            if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise ConfigError(f"{handler.name}: {parameter.name} is given by name: leave out the '/' behind it")
-            planned = self._parameter(handler, parameter.name, hints.get(parameter.name), units)
+            annotation = self._meant(hints.get(parameter.name), units)
+            if parameter.default is not parameter.empty and not self._is_given(handler, annotation, units):
+                check_default(handler, parameter)
+                continue
+            check_named(handler, parameter)
+            planned = self._parameter(handler, parameter.name, annotation, units)
             if planned.kind == "connection":
                 if found is not None:
                     raise ConfigError(f"{handler.name}: only one parameter can be the transaction's connection")
                 found = planned.type
-            _check_data(handler, planned)
             parameters.append(planned)
-        if sum(p.kind == "event" for p in parameters) > 1:
-            names = ", ".join(p.name for p in parameters if p.kind == "event")
-            raise ConfigError(
-                f"{handler.name}: which of {names} is the event? Others need a provider (bus.provide) or the sessions "
-                "of a database (Bus(sessions=…))"
-            )
-        streams = inspect.isasyncgenfunction(handler.function) and handler in self.responders.values()
-        if not streams and (
-            inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function)
-        ):
-            raise ConfigError(f"{handler.name}: a handler returns its events, as a list if there are many; no yield")
-        _check_batch(handler, parameters)
+        check_one_event(handler, parameters)
+        for planned in parameters:
+            check_data(handler, planned)
+        check_batch(handler, parameters)
+        streams = self._streams(handler)
         is_async = streams or inspect.iscoroutinefunction(handler.function)
         owner = next((u for u in units if found is not None and u.accepts(found)), None)
         self._check_thread(handler, is_async, found)
-        emitted = _emitted(hints.get("return")) + tuple(
-            spec for hint in hints.values() if typing.get_origin(hint) is Batch for spec in _emitted(_followed(hint))
+        follow_ups = self._follow_ups(handler, hints, batched=any(p.kind == "batch" for p in parameters))
+        return Plan(tuple(parameters), is_async, owner, found, follow_ups)
+
+    def _streams(self, handler: Handler) -> bool:
+        """Whether it answers with a stream. Any other handler does not yield."""
+        answers = handler in self.responders.values()
+        if inspect.isasyncgenfunction(handler.function) and answers:
+            return True
+        if inspect.isgeneratorfunction(handler.function) or inspect.isasyncgenfunction(handler.function):
+            raise ConfigError(
+                f"{handler.name}: a handler that answers with a stream is an `async def` that yields"
+                if answers
+                else f"{handler.name}: a handler returns its events, as a list if there are many; no yield"
+            )
+        return False
+
+    def _follow_ups(self, handler: Handler, hints: Mapping[str, Any], *, batched: bool) -> tuple[str, ...]:
+        """Subjects of the events that the handler says it returns, or lets follow."""
+        made = hints.get("return")
+        answered = next((subject for subject, known in self.responders.items() if known is handler), None)
+        if answered is not None:
+            check_answer(handler, made, self.types[answered])
+        elif not any(handler is listener.handler for listener in self.listeners):
+            check_follow_ups(handler, made, batched=batched)
+        specs = emitted(made) + tuple(
+            spec for hint in hints.values() if typing.get_origin(hint) is Batch for spec in emitted(_followed(hint))
         )
-        for spec in emitted:
+        for spec in specs:
             self.know(spec)
-        return Plan(tuple(parameters), is_async, owner, found, tuple(spec.subject for spec in emitted))
+        return tuple(spec.subject for spec in specs)
+
+    def _meant(self, annotation: Any, units: Sequence[Units]) -> Any:
+        """`T` of `T | None` where a `T` is always there, or never."""
+        inner = without_none(annotation)
+        if annotation in self.providers or (specs_in(inner) is None and not self._is_offered(inner, units)):
+            return annotation
+        return inner
+
+    def _is_offered(self, annotation: Any, units: Sequence[Units]) -> bool:
+        return (
+            (typing.get_origin(annotation) or annotation) in (Message, Batch)
+            or annotation in self.providers
+            or any(u.accepts(annotation) for u in units)
+            or looks_like_connection(annotation)
+        )
+
+    def _is_given(self, handler: Handler, annotation: Any, units: Sequence[Units]) -> bool:
+        """Whether a parameter that has a default is given something all the same."""
+        if (specs := specs_in(annotation)) is not None:
+            return any(handler.listens_to(spec.subject) for spec in specs)
+        return self._is_offered(annotation, units)
 
     def _parameter(self, handler: Handler, name: str, annotation: Any, units: Sequence[Units]) -> Parameter:
-        if annotation is None:
-            raise ConfigError(f"{handler.name}: parameter {name!r} needs an annotation that says what it is")
+        check_annotated(handler, name, annotation)
         if annotation is Message or typing.get_origin(annotation) is Message:
             arguments = typing.get_args(annotation)
             return Parameter(name, "message", arguments[0] if arguments else None)
@@ -190,15 +230,16 @@ class Registry:
             return Parameter(name, "provided", annotation)
         if any(u.accepts(annotation) for u in units):
             return Parameter(name, "connection", annotation)
-        if _looks_like_connection(annotation):
+        if looks_like_connection(annotation):
             raise ConfigError(
-                f"{handler.name}: {name}: {_show(annotation)} needs a database: give Bus(sessions=…) for async "
+                f"{handler.name}: {name}: {show(annotation)} needs a database: give Bus(sessions=…) for async "
                 "handlers, Bus(sync_sessions=…) for plain def handlers"
             )
-        if _can_be_event(annotation):
+        if can_be_event(annotation):
             return Parameter(name, "event", annotation)
         raise ConfigError(
-            f"{handler.name}: nothing gives {name}: {_show(annotation)}. Offer it with bus.provide(factory)"
+            f"{handler.name}: nothing gives {name}: {show(annotation)}. Offer it with bus.provide(factory), or "
+            "give it a default"
         )
 
     @staticmethod
@@ -214,85 +255,11 @@ class Registry:
             raise ConfigError(f"{handler.name}: an async handler takes an AsyncSession (Bus(sessions=…)), not Session")
 
 
-def _check_batch(handler: Handler, parameters: Sequence[Parameter]) -> None:
-    batches = [parameter for parameter in parameters if parameter.kind == "batch"]
-    for parameter in parameters:
-        if batches and parameter is not batches[0] and parameter.kind in ("event", "message", "batch"):
-            raise ConfigError(
-                f"{handler.name}: {parameter.name} is one too many: {batches[0].name} has the events, and its "
-                "`messages` the rest"
-            )
-    if handler.options.batch is not None and not batches:
-        raise ConfigError(f"{handler.name}: batch={handler.options.batch}: no parameter of it is a Batch")
-
-
-def _check_data(handler: Handler, parameter: Parameter) -> None:
-    """What the handler listens to must be able to become what its parameter says."""
-    if parameter.kind not in ("event", "message", "batch") or parameter.type is None:
-        return
-    is_union = typing.get_origin(parameter.type) in (typing.Union, types.UnionType)
-    members = typing.get_args(parameter.type) if is_union else (parameter.type,)
-    specs = [spec for member in members if (spec := spec_of(member)) is not None]
-    if len(specs) < len(members):
-        codec_for(parameter.type)
-        return
-    shown = f"{handler.name}: {parameter.name}: {_show(parameter.type)}"
-    for spec in specs:
-        codec_for(spec.type)
-        if not handler.listens_to(spec.subject):
-            raise ConfigError(f"{shown}: the handler does not listen to {spec.subject!r}")
-    for spec in handler.classes:
-        if spec.subject not in {taken.subject for taken in specs}:
-            raise ConfigError(f"{shown}: the handler also listens to {spec.type.__name__}, which is something else")
-
-
-def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, AttributeError) as error:
-        raise ConfigError(
-            f"{function.__module__}.{function.__qualname__}: the annotation {error.name!r} cannot be found when the "
-            "bus starts: import it at the module's top (not under `if TYPE_CHECKING`)"
-        ) from error
-
-
 def _is_generator(made: Any) -> bool:
     name = getattr(typing.get_origin(made), "__name__", "")
     return name in ("AsyncGenerator", "Generator", "AsyncIterable", "Iterable")
 
 
-def _looks_like_connection(annotation: Any) -> bool:
-    return isinstance(annotation, type) and annotation.__module__.partition(".")[0] == "sqlalchemy"
-
-
-def _can_be_event(annotation: Any) -> bool:
-    if annotation is Any or spec_of(annotation) is not None:
-        return True
-    origin = typing.get_origin(annotation) or annotation
-    if origin in (typing.Union, types.UnionType):
-        return all(_can_be_event(part) for part in typing.get_args(annotation))
-    if origin in (dict, list, str, int, float, bool, Mapping, Sequence):
-        return True
-    return isinstance(origin, type) and (
-        issubclass(origin, msgspec.Struct)
-        or is_dataclass(origin)
-        or typing.is_typeddict(origin)
-        or hasattr(origin, "__pydantic_core_schema__")
-        or hasattr(origin, "__attrs_attrs__")
-    )
-
-
-def _emitted(annotation: Any) -> tuple[EventSpec, ...]:
-    """Specs of the event classes in a return annotation: `A | B | None`, `list[A]`."""
-    if (spec := spec_of(annotation)) is not None:
-        return (spec,)
-    return tuple(spec for part in typing.get_args(annotation) for spec in _emitted(part))
-
-
 def _followed(batch: Any) -> Any:
     """What a `Batch[E, F]` may be told with `follow`."""
     return typing.get_args(batch)[1] if len(typing.get_args(batch)) > 1 else None
-
-
-def _show(annotation: Any) -> str:
-    return getattr(annotation, "__name__", None) or str(annotation)

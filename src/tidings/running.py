@@ -88,6 +88,8 @@ class Running:
         ledger."""
         for starter in self.bus.starters:
             await starter()
+        for responder in self.bus.registry.responders.values():
+            self._plan(responder)
         wishes = []
         for group, handler in self.handlers.items():
             plan = self._plan(handler)

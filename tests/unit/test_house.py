@@ -34,7 +34,21 @@ LAYERS = (
     ("delivery", "engine", "signals", "unit"),  # the two seams
     ("message", "codec", "events", "retry", "rate", "settings"),  # values that everything speaks in
     ("permissions", "embedded", "engines", "sql"),  # what stands behind the seams
-    ("batch", "handlers", "registry", "claims", "publisher", "schedule", "outbox", "retention", "versions", "watching"),
+    (
+        "batch",
+        "shapes",
+        "handlers",
+        "returns",
+        "signatures",
+        "registry",
+        "claims",
+        "publisher",
+        "schedule",
+        "outbox",
+        "retention",
+        "versions",
+        "watching",
+    ),
     ("work", "order"),  # the life of a message
     ("live", "deadletters", "replay", "processes", "asyncapi"),  # one feature, one place
     ("push", "sync", "staging", "running", "lifespan", "bus"),  # one object that holds it all

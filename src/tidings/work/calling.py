@@ -144,7 +144,14 @@ async def call(
 
     def run() -> Any:
         try:
-            return function(**arguments)
+            result = function(**arguments)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise WrongReturn(
+                    f"{function.__qualname__} is a plain def that returned a coroutine, which nobody awaits: write "
+                    "async def, in the decorators around it too"
+                )
+            return result
         except StopIteration as error:
             # A future cannot hold one: whoever waits for the thread would wait for ever.
             raise RuntimeError(f"{function.__qualname__} raised StopIteration") from error
