@@ -23,7 +23,7 @@ import msgspec
 
 from . import claims, engines
 from .clock import SystemClock
-from .embedded import Binary, find_binary, locate, project_directory
+from .embedded import Binary, find_binary, locate, project_directory, silence
 from .embedded.locate import MIN_FREE
 from .engine import FOR_PUBLISHERS, Engine
 from .engines import Place
@@ -144,8 +144,7 @@ async def _engine(place: Place, stack: AsyncExitStack) -> AsyncIterator[Finding]
         yield Finding("engine", "ok", "memory: lives inside your own process")
         return
     if place.kind == "embedded" and locate(place.directory or project_directory()) is None:
-        folder = place.directory or project_directory()
-        yield Finding("engine", "fail", f"no broker runs in {folder}", "Start the system: tidings up, or tidings demo")
+        yield Finding("engine", "fail", *silence(place.directory or project_directory()))
         return
     try:
         engine = await engines.connect(place, stack, roots=("events.>",), clock=SystemClock(), mode="look")

@@ -239,7 +239,9 @@ async def test_a_stop_for_the_whole_group_of_processes_does_not_take_the_broker(
 
 
 async def test_a_frozen_server_is_reported_and_can_be_stopped(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server under SIGSTOP makes `locate` end with an error in words, and is still ended with its last user."""
+    """A server under SIGSTOP makes `locate` end with an error in words, and is still ended with its last user. Who only
+    looks is told that it is there."""
+    assert embedded.silence(directory)[0] == f"no broker runs in {directory}"
     async with await embedded.start(directory) as broker:
         monkeypatch.setattr(broker_module, "PATIENCE", 0.5)
         frozen = server(directory)
@@ -247,6 +249,7 @@ async def test_a_frozen_server_is_reported_and_can_be_stopped(directory: Path, m
         os.kill(frozen, signal.SIGSTOP)
         with pytest.raises(BrokerError, match="without progress"):
             await broker.locate()
+        assert embedded.silence(directory)[0] == f"the broker in {directory} runs (pid {frozen}) and does not answer"
 
 
 # Ports

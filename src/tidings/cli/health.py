@@ -39,7 +39,7 @@ def _ask(place: Place) -> str:
 
         directory = place.directory or embedded.project_directory()
         if embedded.locate(directory) is None:
-            raise EngineUnavailable(f"no broker runs in {directory}. Start one: tidings up, or tidings demo")
+            raise EngineUnavailable(". ".join(embedded.silence(directory)))
         return "the embedded broker answers"
     if place.kind == "redis":
         return _ask_redis(place)

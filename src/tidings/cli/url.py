@@ -32,7 +32,7 @@ def url(masked: bool, as_json: bool) -> None:
         directory = place.directory or embedded.project_directory()
         address = embedded.locate(directory)
         if address is None:
-            raise EngineUnavailable(f"no broker runs in {directory}. Start one: tidings up, or tidings demo")
+            raise EngineUnavailable(". ".join(embedded.silence(directory)))
         found = address.url if place.namespace == "tidings" else f"{address.url}/{place.namespace}"
     shown = engines.mask(found) if masked else found
     if as_json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing
 
 from ..permissions import User
-from .answering import locate
+from .answering import locate, silence
 from .binary import Binary, find_binary
 from .config import Address, BrokerSettings
 from .locate import has_run, project_directory
@@ -26,6 +26,7 @@ __all__ = [
     "has_run",
     "locate",
     "project_directory",
+    "silence",
     "start",
 ]
 
