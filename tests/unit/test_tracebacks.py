@@ -12,7 +12,7 @@ import pytest
 
 from tidings.logs import JsonFormatter, TextFormatter
 from tidings.work import handling
-from tidings.work.tracebacks import place_of, text_of
+from tidings.work.tracebacks import place_of, text_of, without_libraries
 
 
 def _raised(kind: str) -> Exception:
@@ -117,6 +117,28 @@ def test_the_place_is_found_in_what_led_to_it() -> None:
     assert "in test_the_place_is_found_in_what_led_to_it\n" in place
     assert len(place.splitlines()) < 25
     assert place_of(SyntaxError("never raised"), "") == ""
+
+
+def test_a_text_without_the_lines_of_libraries(tmp_path: Path) -> None:
+    """What is left of a traceback's text are its errors and the lines of the application, if it has any."""
+    library = Library(
+        tmp_path, "library", "def call(f):\n    try: f()\n    except KeyError as e: raise LookupError('x') from e"
+    )
+
+    def own() -> None:
+        raise KeyError("own")
+
+    with pytest.raises(LookupError) as raised:
+        library.names["call"](own)
+    text = without_libraries("".join(traceback.format_exception(raised.value)))
+    assert "site-packages" not in text
+    assert text.count("in own") == text.count("in test_a_text_without_the_lines_of_libraries") == 1
+    assert "KeyError: 'own'\n\nThe above exception was the direct cause" in text
+    assert text.endswith("LookupError: x\n")
+    raised.value.__traceback__ = raised.value.__traceback__ and raised.value.__traceback__.tb_next
+    raised.value.__cause__ = None
+    theirs = "".join(traceback.format_exception(raised.value))
+    assert without_libraries(theirs) == theirs
 
 
 def test_a_log_prints_the_place_and_keeps_the_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import click
 
 from .. import lifeline
 from ..errors import MissingExtra
+from ..work.tracebacks import without_libraries
 from . import options
 
 _GRACE: Final = 3  # seconds for open connections; browsers that are pushed to never close theirs
@@ -46,10 +47,18 @@ def web(app: str, fd: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server = Server(config)
+    said = logging.getLogger("uvicorn.error")
     # Browsers that are pushed to are cut off when we stop: nothing that a person needs to read as an error.
-    logging.getLogger("uvicorn.error").addFilter(
-        lambda record: not (server.should_exit and "without completing response" in record.getMessage())
-    )
+    said.addFilter(lambda record: not (server.should_exit and "without completing response" in record.getMessage()))
+    if not said.isEnabledFor(logging.DEBUG):
+        said.addFilter(_short)
     server.run(sockets=[socket.socket(fileno=fd)])
     if not server.started:
         sys.exit(1)
+
+
+def _short(record: logging.LogRecord) -> bool:
+    """An application that does not start, as its database is away, says so at each try: a screenful of libraries."""
+    if isinstance(record.msg, str) and record.msg.startswith("Traceback ") and not record.args:
+        record.msg = without_libraries(record.msg)
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Final
 
 _CAUSE: Final = "\nThe above exception was the direct cause of the following exception:\n\n"
 _CONTEXT: Final = "\nDuring handling of the above exception, another exception occurred:\n\n"
+_FRAME: Final = re.compile(r'^  File "([^"]*)", line \d+.*\n(?:    .*\n)*', re.MULTILINE)
 _MOST_FRAMES: Final = 8
 _OURS: Final = os.path.join(Path(__file__).parents[1], "")
 _LIBRARIES: Final = tuple(os.path.join(path, "") for path in (_OURS, *sysconfig.get_paths().values()))
@@ -28,6 +30,12 @@ def place_of(error: BaseException, package: str) -> str:
             shown = frames[:1] + frames[1:][-_MOST_FRAMES:]
             return "".join(traceback.StackSummary.extract(shown).format()).rstrip("\n")
     return ""
+
+
+def without_libraries(text: str) -> str:
+    """The text of a traceback without the lines of libraries and of ours, where there are others."""
+    own = _FRAME.sub(lambda frame: frame[0] if _is_own_file(frame[1]) else "", text)
+    return own if _FRAME.search(own) else text
 
 
 def in_place(record: logging.LogRecord) -> bool:
@@ -49,6 +57,10 @@ def _is_own(frame: FrameType, package: str) -> bool:
     file = frame.f_code.co_filename
     if package and str(frame.f_globals.get("__name__", "")).partition(".")[0] == package:
         return not file.startswith(_OURS)
+    return _is_own_file(file)
+
+
+def _is_own_file(file: str) -> bool:
     return os.path.isabs(file) and not file.startswith(_LIBRARIES) and not any(part in file for part in _INSTALLED)
 
 
