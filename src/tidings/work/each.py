@@ -22,7 +22,7 @@ from .calling import is_stopping, loop_ends
 from .handling import Handling, LeaseLost
 from .hands import Receiver
 from .outage import Away, Outage
-from .suspects import Floor, crash_loop, is_suspect
+from .suspects import CRASHES, Floor, crash_loop, is_suspect
 from .telling import key_of, line_of
 
 log = logging.getLogger("tidings.worker")
@@ -153,7 +153,11 @@ class Each:
         then."""
         now = self._hands.clock.monotonic()
         if delivery.crashes:
-            log.warning("its process died %d time(s) while it ran alone: it runs alone again", delivery.crashes)
+            log.warning(
+                "its process died %d time(s) while it ran alone (after %d it is a dead letter): it runs alone again",
+                delivery.crashes,
+                CRASHES,
+            )
         elif now >= self._quiet_until:
             self._quiet_until = now + _QUIET
             of_no_message(
