@@ -303,6 +303,35 @@ async def test_events_are_not_asked_and_requests_not_published() -> None:
             await bus.publish(Count())
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Count, "a request is asked, not its class"),
+        ("todo.count", r"str is no request: .*tidings\.Request"),
+        ({"list_name": "all"}, "dict is no request"),
+    ],
+)
+async def test_what_is_no_request_is_told_what_to_write(asked: Any, told: str) -> None:
+    """A class, a subject or a dictionary in a request's place is refused before the wire, whichever way it is asked."""
+    bus = tidings.Bus("todo")
+    async with TestBus(bus):
+        with pytest.raises(tidings.InvalidMessage, match=told):
+            await bus.request(asked)
+        with pytest.raises(tidings.InvalidMessage, match=told):
+            await bus.gather(asked)
+        with pytest.raises(tidings.InvalidMessage, match=told):
+            await anext(bus.stream(asked))
+
+
+@pytest.mark.parametrize("timeout", ["5", None])
+async def test_a_timeout_is_a_number(timeout: Any) -> None:
+    """What is no number of seconds is refused before the question is sent."""
+    bus = tidings.Bus("todo")
+    async with TestBus(bus):
+        with pytest.raises(tidings.InvalidMessage, match="seconds, as in timeout=5"):
+            await bus.request(Count(), timeout=timeout)
+
+
 async def test_a_request_inside_the_roots_is_refused() -> None:
     """The engine would store the question as an event, and its receipt would look like the answer."""
     bus = tidings.Bus("todo")

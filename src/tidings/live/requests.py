@@ -20,7 +20,7 @@ from ..clock import Clock
 from ..codec import Codec, codec_for
 from ..engine import Engine, Entry, Headers, Reply
 from ..errors import ConfigError, InvalidMessage, RemoteError
-from ..events import EventSpec, require_spec
+from ..events import EventSpec, spec_of
 from ..handlers import Handler
 from ..logs import name_message
 from ..message import (
@@ -64,16 +64,25 @@ def question(request: Any, source: str) -> tuple[EventSpec, bytes, Headers]:
 
 
 @lru_cache(maxsize=1024)
-def _asked_as(type: Any, source: str) -> tuple[EventSpec, Codec, Headers]:
+def _asked_as(kind: Any, source: str) -> tuple[EventSpec, Codec, Headers]:
     """What is the same for all requests of a class that this application makes."""
-    spec = require_spec(type)
+    if issubclass(kind, type):
+        raise InvalidMessage("a request is asked, not its class: make one, as in bus.request(CountItems())")
+    spec = spec_of(kind)
+    if spec is None:
+        raise InvalidMessage(
+            f"{kind.__name__} is no request: ask with an instance of a class that derives from tidings.Request[…], or "
+            "is decorated with @tidings.request(…)"
+        )
     if not spec.is_request:
-        raise InvalidMessage(f"{type.__name__} is an event: publish it; a request derives from tidings.Request[…]")
+        raise InvalidMessage(f"{kind.__name__} is an event: publish it; a request derives from tidings.Request[…]")
     return spec, codec_for(spec.type), {TYPE: encode_header(spec.ce_type), SOURCE: encode_header(source)}
 
 
 async def ask(engine: Engine, request: Any, *, source: str, wait: float) -> Any:
     """Send a request and return its typed answer; see `Bus.request` for what it raises."""
+    if not isinstance(wait, int | float):
+        raise InvalidMessage(f"timeout={wait!r}: seconds, as in timeout=5")
     spec, body, headers = question(request, source)
     return answer(await engine.request(spec.subject, body, headers, wait), spec.reply)
 
