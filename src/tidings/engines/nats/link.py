@@ -82,6 +82,7 @@ class Link:
         self.generation = 0
         """Rises with each connection: what was asked of an older one is gone."""
         self.last_problem = ""
+        self._trying = ""
         self._deaf = False
         """Whether the server refused the subscription on our reply subjects."""
         self._locate = locate
@@ -394,7 +395,7 @@ class Link:
         problems: list[str] = []
         for server in servers:
             self._down.clear()
-            self._deaf = False
+            self._deaf, self._trying = False, server
             try:
                 connection = await self._connector(server, address, self._name, self._lost, self._denied)
             except EngineUnavailable as error:
@@ -468,8 +469,9 @@ class Link:
             callback()
 
     def _nobody(self) -> str:
+        silent = f"{self._trying} has said nothing yet" if self._trying else "not connected"
         return (
-            f"no NATS server can be used at the moment ({self.last_problem or 'not connected'}): "
+            f"no NATS server can be used at the moment ({self.last_problem or silent}): "
             "is it running, and are address, user and password right?"
         )
 
