@@ -12,11 +12,12 @@ from nats_server import NatsServer
 from tidings.engine import Entry, Outgoing, Stored
 from tidings.engines.nats import Address, NatsEngine, sending
 from tidings.engines.nats.api import JetStream
+from tidings.engines.nats.calls import Item
 from tidings.engines.nats.layout import Layout
 from tidings.engines.nats.link import Denied, Link
 from tidings.engines.nats.outbound import lines_of
 from tidings.engines.nats.pace import FEW, Pace
-from tidings.engines.nats.sending import LARGEST, Item, Sender
+from tidings.engines.nats.sending import LARGEST, Sender
 from tidings.errors import EngineUnavailable, StoreFull
 
 pytest_plugins = ("on_nats",)
@@ -133,7 +134,7 @@ async def test_a_condition_that_fails_is_one_callers_own(start: Start, link: Lin
     only this one is."""
     engine = await start()
     await engine.publish([event("there")])
-    sender = Sender(link, LAYOUT, Pace(True), 10.0)
+    sender = Sender(JetStream(link, 10.0), LAYOUT, Pace(True))
     good = [event(n) for n in range(30)]
     bad = Outgoing(subject, b"{}", {"Nats-Expected-Last-Subject-Sequence": "99"}, "bad")
     calls = [sender.send([Item(message, lines_of(message.headers), 0.0)]) for message in [*good[:15], bad, *good[15:]]]

@@ -155,6 +155,31 @@ async def many_survive_kill_9(world: WiredWorld) -> None:
     assert len(entries) == len(confirmed)
 
 
+@case("seam", wired=True)
+async def a_lost_leader_leaves_each_call_in_order(world: WiredWorld) -> None:
+    """`kill -9` to the server that leads, while callers publish several messages at a time: those of each call are
+    stored once and in their order."""
+    engine = await world.engine(patience=40.0)
+    stored: list[list[int]] = []
+
+    async def caller(name: int) -> None:
+        for number in range(25):
+            batch = [message(f"{name}-{number}-{part}") for part in range((2, 5, 12, 40)[name])]
+            stored.append([place.position for place in await engine.publish(batch)])
+
+    callers = [asyncio.create_task(caller(name)) for name in range(4)]
+    for least in (10, 50):
+        await eventually(lambda least=least: _reached(stored, least), "publishing goes on")  # type: ignore[misc]
+        await world.fail_over()
+    await asyncio.gather(*callers)
+    assert [places for places in stored if places != sorted(set(places))] == []
+    assert len(await engine.read(["events.>"], 0, 3000)) == sum(len(places) for places in stored) == 25 * 59
+
+
+async def _reached(stored: list[list[int]], least: int) -> bool:
+    return len(stored) >= least
+
+
 async def _at_least(found: dict[str, int], count: int) -> bool:
     return len(found) >= count
 

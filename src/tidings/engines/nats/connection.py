@@ -94,6 +94,9 @@ class CoreConnection(Protocol):
     known_servers: tuple[str, ...]
     """Further servers of the cluster, as URLs."""
     max_payload: int
+    alone: bool
+    """Whether this very server keeps the streams, and is in no cluster: it stores what comes over this connection in
+    the order in which it was sent."""
 
     @property
     def alive(self) -> bool: ...
@@ -139,6 +142,7 @@ class NatsPy:
         self.identity = ""
         self.known_servers: tuple[str, ...] = ()
         self.max_payload = 0
+        self.alone = False
         self._address = address
         self._on_lost = on_lost
         self._on_denied = on_denied
@@ -185,7 +189,9 @@ class NatsPy:
         self._open = True
         self._outlet = outlet_of(self._client)
         self.max_payload = self._client.max_payload
-        self.identity = str(self._client._server_info.get("server_id", ""))
+        info = self._client._server_info
+        self.identity = str(info.get("server_id", ""))
+        self.alone = bool(info.get("jetstream")) and not info.get("cluster")
         scheme = "tls" if secure else "nats"
         self.known_servers = tuple(f"{scheme}://{found.netloc}" for found in self._client.discovered_servers)
 

@@ -120,6 +120,11 @@ class Link:
         """Of the server process that answers; empty while none does."""
         return self._connection.identity if self._connection else ""
 
+    @property
+    def alone(self) -> bool:
+        """Whether one server that is in no cluster is all there is; see `CoreConnection.alone`."""
+        return self._connection is not None and self._connection.alone
+
     def on_connect(self, callback: Callable[[], None]) -> None:
         """Call after each connect, when the subscriptions stand again, and after each loss."""
         self._on_connect.append(callback)

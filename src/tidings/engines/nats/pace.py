@@ -62,6 +62,11 @@ class Pace:
         saved = min(self._singles) - _EACH
         return max(FEW, min(self._batches) / saved) if saved > 0 else float("inf")
 
+    @property
+    def dear(self) -> bool:
+        """Whether a batch is the faster way for many."""
+        return self.few < float("inf")
+
     def batch(self, waiting: int) -> bool:
         """Whether so many messages that wait should leave as one batch."""
         if waiting <= FEW:

@@ -9,10 +9,11 @@ from ...engine import Outgoing, Stored
 from ...errors import InvalidMessage
 from ...subjects import within
 from .api import JetStream
+from .calls import Item
 from .layout import Layout
 from .link import Denied
 from .pace import Pace
-from .sending import Item, Sender
+from .sending import Sender
 from .space import Gauge
 from .wire import checked
 
@@ -32,7 +33,7 @@ class Publisher:
         self._js = js
         self._layout = layout
         self._clock = clock
-        self._sender = Sender(js.link, layout, Pace(fsyncs), js.timeout)
+        self._sender = Sender(js, layout, Pace(fsyncs))
         self.roots = layout.roots
         """What the namespace stores."""
 
@@ -65,17 +66,23 @@ class Publisher:
         return lines
 
     async def _send_timed(self, items: list[Item]) -> list[Stored]:
-        """Some have a time of their own: what is known since before it was over is not sent again."""
+        """Some have a time of their own: those go by themselves, and what is known since before it was over is not sent
+        again."""
+        late = [place for place, item in enumerate(items) if item.late]
         new = [
             place
             for place, item in enumerate(items)
-            if item.message.not_before is None or item.late or not await self._came_due(item.message)
+            if not item.late and (item.message.not_before is None or not await self._came_due(item.message))
         ]
         results = [Stored(0, duplicate=True)] * len(items)
-        if new:
-            answers = await self._sender.send([items[place] for place in new])
-            for place, stored in zip(new, answers, strict=True):
-                results[place] = stored
+        calls = [(places, self._sender.send([items[place] for place in places])) for places in (new, late) if places]
+        try:
+            for places, call in calls:
+                for place, stored in zip(places, await call, strict=True):
+                    results[place] = stored
+        finally:
+            for _, call in calls:
+                call.cancel()  # of the one nothing more is wanted when the other failed
         return results
 
     async def _came_due(self, message: Outgoing) -> bool:

@@ -8,12 +8,13 @@ import secrets
 from collections import deque
 from typing import Final
 
-from ...engine import Outgoing, Stored
-from ...errors import Closed, EngineError, EngineUnavailable, StoreFull, TidingsError, Unconfirmed
-from .api import Ack, read_ack
+from ...engine import Stored
+from ...errors import Closed, EngineError, EngineUnavailable, StoreFull, TidingsError
+from .api import Ack, JetStream, read_ack
+from .calls import Call, Flight, Item
 from .connection import Frame
 from .layout import Layout
-from .link import Disconnected, Link
+from .link import Disconnected
 from .outbound import Parcel
 from .pace import Pace
 from .wire import rfc3339
@@ -24,92 +25,9 @@ LARGEST: Final = 1000
 """Messages of one batch: the server takes no more."""
 _BYTES: Final = 4 * 1024 * 1024
 """Bytes under way at the same time; one message may always be."""
+_SEVERAL: Final = 8
+"""Messages of one call up to which going one after the other is quicker than a batch, where there are no copies."""
 _PAUSES: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.5)
-
-
-_NONE: Final[list[Item]] = []
-
-
-class Call(asyncio.Future[list[Stored]]):
-    """One caller: its messages, and what became of them. It waits for the call itself; cancelling it is its going."""
-
-    __slots__ = ("answers", "behind", "left", "sent", "until", "why")
-
-    def __init__(self, items: list[Item], until: float) -> None:
-        super().__init__()
-        self.answers: list[Item | Stored] = items  # type: ignore[assignment]
-        """Its messages, each replaced by where it is stored."""
-        self.behind: list[Item] = _NONE
-        """What has not queued up yet, the last one first: a large call takes its turn like others."""
-        self.until = until
-        self.left = len(items)
-        """Messages without an answer."""
-        self.sent = False
-        """Whether any of them may have reached the server."""
-        self.why = "no answer in time"
-
-    def stored(self, index: int, place: Stored) -> None:
-        if isinstance(self.answers[index], Item):
-            self.answers[index] = place
-            self.left -= 1
-            if not self.left and not self.done():
-                self.set_result(self.answers)  # type: ignore[arg-type]
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done():
-            self.set_exception(error)
-            self.exception()  # whoever asked may have gone
-
-    def give_up(self, patience: float) -> None:
-        """Its time is over."""
-        error: EngineError = EngineUnavailable(f"nothing was published: {self.why}")
-        if self.sent:
-            error = Unconfirmed(
-                f"{self.left} of {len(self.answers)} messages were not confirmed within {patience:g} s ({self.why}): "
-                "stored or not. Publishing again with the same ids is safe"
-            )
-        self.fail(error)
-
-
-class Item:
-    """One message of a call."""
-
-    __slots__ = ("call", "index", "last", "late", "lines", "message", "size")
-
-    def __init__(self, message: Outgoing, lines: str, now: float) -> None:
-        self.call: Call
-        self.index = 0
-        self.message = message
-        self.lines = lines
-        """Its own headers as they are sent."""
-        self.size = len(message.subject) + len(lines) + len(message.body)
-        self.last = False
-        """More of its call queue up when it leaves."""
-        self.late = message.not_before is not None and message.not_before > now
-        """It goes to Control and waits there. Decided once: a repeat by the other way would be stored again."""
-
-
-class Flight:
-    """Messages that are answered together: a single one, or an atomic batch, whose members never change."""
-
-    __slots__ = ("due", "items", "reply", "sender", "size", "tries")
-
-    def __init__(self, sender: Sender, items: tuple[Item, ...]) -> None:
-        self.sender = sender
-        self.items = items
-        self.size = sum(item.size for item in items) if len(items) > 1 else items[0].size
-        self.reply = ""
-        self.due = 0.0
-        """When an answer counts as lost."""
-        self.tries = 0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody still waits for it."""
-        return any(not item.call.done() for item in self.items)
-
-    def arrived(self, answer: Frame | Exception) -> None:
-        self.sender.answered(self, answer)
 
 
 class Sender:
@@ -117,21 +35,32 @@ class Sender:
 
     The first message goes at once; what comes while it is on its way is next, together. At most `WINDOW` messages and
     `_BYTES` bytes are under way; the rest waits with its callers. Where single messages are dear (see `Pace`) more than
-    a few that wait become one atomic batch, nothing else is sent until it is answered, and so the order in which they
-    came is kept, also if it has to be taken apart: the server refuses a batch as a whole, with one known id in it or
-    when too many are open, and then its messages go one by one.
+    a few that wait become one atomic batch, and nothing else is sent until it is answered.
+
+    The messages of one call are stored in their order. Where other servers are between here and the stream any single
+    message may meet one without a leader, or get lost, and so be stored after what left behind it. There several of one
+    call leave as an atomic batch, or one after the other, each when the one before is answered. The server refuses a
+    batch as a whole, with one known id in it or when too many are open; then its messages go one by one.
     """
 
-    def __init__(self, link: Link, layout: Layout, pace: Pace, patience: float) -> None:
-        self._link = link
+    def __init__(self, js: JetStream, layout: Layout, pace: Pace) -> None:
+        self._js = js
+        self._link = js.link
         self._layout = layout
         self._pace = pace
-        self._patience = patience
+        self._patience = js.timeout
         self._calls: dict[Call, None] = {}
-        self._waiting: deque[Item] = deque()
+        self._line: deque[Call] = deque()
+        self._waiting = 0
+        """Messages of those who stand in line."""
+        self._aside: list[Call] = []
+        """Who has to wait for the batch, and lets others pass."""
         self._again: deque[Flight] = deque()
         self._flying: dict[Flight, None] = {}
         self._batch: Flight | None = None
+        """The one that is not answered yet, also while it waits to be repeated."""
+        self._chosen = False
+        """Whether it is one because that is quicker."""
         self._count = 0
         self._bytes = 0
         self._scheduled = False
@@ -142,39 +71,35 @@ class Sender:
 
     def send(self, items: list[Item]) -> Call:
         """Store them; the list becomes the answer. Cancelled, what is under way may still be stored, and what is not
-        is dropped."""
+        is dropped. Either all of them are to wait for their time, or none."""
         call = Call(items, asyncio.get_running_loop().time() + self._patience)
         self._calls[call] = None
         for index, item in enumerate(items):
             item.call, item.index = call, index
-        if len(items) <= LARGEST:
-            self._waiting.extend(items)
-        else:
-            self._waiting.extend(items[:LARGEST])
-            items[LARGEST - 1].last = True
-            call.behind = items[: LARGEST - 1 : -1]
+        self._queue(call)
         if not self._scheduled:
             self._board()
             self._schedule()  # whoever comes before the loop turns travels together
         self._watch()
         return call
 
+    # --- the line ---
+
+    def _queue(self, call: Call, *, first: bool = False) -> None:
+        call.queued = True
+        self._waiting += len(call.answers) - call.begun
+        if first:
+            self._line.appendleft(call)
+        else:
+            self._line.append(call)
+
+    def _leave(self) -> None:
+        """The first in line goes, with all that it has left."""
+        call = self._line.popleft()
+        call.queued = False
+        self._waiting -= len(call.answers) - call.begun
+
     # --- boarding ---
-
-    def _queue_up(self, call: Call) -> None:
-        """Let the next of a call stand in line, at the end: as many as make a batch."""
-        if call.done():
-            return
-        self._waiting.extend(reversed(call.behind[-LARGEST:]))
-        del call.behind[-LARGEST:]
-        self._waiting[-1].last = bool(call.behind)
-
-    def _take(self) -> Item | None:
-        """The first in line, or None when its caller has gone."""
-        item = self._waiting.popleft()
-        if item.last:
-            self._queue_up(item.call)
-        return None if item.call.done() else item
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -191,7 +116,7 @@ class Sender:
             return
         flights: list[Flight] = []
         parcels: list[Parcel] = []
-        while (self._again or self._waiting) and (flight := self._next()) is not None:
+        while (self._again or self._line) and (flight := self._next()) is not None:
             flights.append(flight)
             self._launch(flight, parcels)
         if not flights:
@@ -204,40 +129,86 @@ class Sender:
         for flight in flights:
             for item in flight.items:
                 item.call.sent = True
-        self._pace.sent(self._count, self._batch is not None)
+        if self._batch is None or self._chosen:
+            self._pace.sent(self._count, self._batch is not None)
 
     def _next(self) -> Flight | None:
         """What leaves next, or None when it has to wait."""
-        if self._batch is not None or self._count >= WINDOW or self._bytes >= _BYTES:
+        if self._count >= WINDOW or self._bytes >= _BYTES:
             return None
         while self._again:
             flight = self._again.popleft()
             if flight.wanted:
                 return flight
-        if self._pace.batch(len(self._waiting)):
-            return self._gather()
-        if self._count and self._count + len(self._waiting) > self._pace.few:
-            return None  # they will be a batch when those that are under way have arrived
-        while self._waiting:
-            if (item := self._take()) is not None:
-                return Flight(self, (item,))
+            self._batch_over(flight)
+        while self._line:
+            call = self._line[0]
+            if call.done():
+                self._leave()
+            elif call.late or call.begun < call.apart:
+                return self._single(call)
+            elif self._batch is not None and self._pace.dear:
+                return None
+            elif self._batch is None and self._pace.batch(self._waiting):
+                self._chosen = True
+                return self._gather()
+            elif self._goes_singly(call):
+                if self._count and self._count + self._waiting > self._pace.few:
+                    return None  # they will be a batch when those that are under way have arrived
+                return self._single(call)
+            elif self._batch is None:
+                self._chosen = False
+                return self._gather()
+            else:
+                self._aside.append(self._line.popleft())
         return None
 
-    def _gather(self) -> Flight | None:
-        """As many as a batch may have, from the front; what goes to another stream goes by itself."""
+    def _goes_singly(self, call: Call) -> bool:
+        if self._link.alone:
+            return self._batch is None or not call.flying
+        few = 1 if self._js.replicated else _SEVERAL
+        return not call.flying and len(call.answers) - call.begun <= few
+
+    def _single(self, call: Call) -> Flight:
+        """The next of the first in line, which comes back when it is answered if the order is to be kept."""
+        item = call.answers[call.begun]
+        assert isinstance(item, Item)
+        call.begun += 1
+        self._waiting -= 1
+        if call.begun == len(call.answers) or not (call.late or self._link.alone):
+            self._leave()
+        elif not call.begun % LARGEST:
+            self._line.rotate(-1)  # a large call takes its turn like others
+        return Flight([item], self.answered)
+
+    def _gather(self) -> Flight:
+        """As many as a batch may have, from the front; only of those who have several if it was not chosen."""
         items: list[Item] = []
         room = _BYTES - self._bytes
-        while self._waiting and len(items) < LARGEST:
-            if items and (self._waiting[0].late or self._waiting[0].size > room):
-                break
-            item = self._take()
-            if item is None:
+        while self._line and len(items) < LARGEST:
+            call = self._line[0]
+            if call.done():
+                self._leave()
                 continue
-            items.append(item)
-            room -= item.size
-            if item.late:
+            if call.late or call.begun < call.apart or not (self._chosen or len(call.answers) > 1):
                 break
-        return Flight(self, tuple(items)) if items else None
+            before = len(items)
+            for item in call.answers[call.begun : call.begun + LARGEST - before]:
+                assert isinstance(item, Item)
+                if items and item.size > room:
+                    break
+                items.append(item)
+                room -= item.size
+            call.begun += len(items) - before
+            self._waiting -= len(items) - before
+            if call.begun == len(call.answers):
+                self._leave()
+                continue
+            if len(items) > before:
+                self._line.rotate(-1)
+            break
+        self._batch = Flight(items, self.answered)
+        return self._batch
 
     def _launch(self, flight: Flight, parcels: list[Parcel]) -> None:
         """Make its frames, and expect its answer."""
@@ -246,7 +217,6 @@ class Sender:
         if len(items) == 1:
             parcels.append(self._parcel(items[0], flight.reply, ""))
         else:
-            self._batch = flight
             # A new one for each try: the server may know the old one.
             batch = f"Nats-Batch-Id: {self._name}{next(self._numbers)}\r\nNats-Batch-Sequence: "
             for number, item in enumerate(items[:-1], 1):
@@ -283,10 +253,9 @@ class Sender:
         self._link.forget(flight.reply)
         self._count -= len(flight.items)
         self._bytes -= flight.size
-        if self._batch is flight:
-            self._batch = None
-        self._pace.answered(len(flight.items))
-        if self._waiting or self._again:
+        if flight is not self._batch or self._chosen:
+            self._pace.answered(len(flight.items))
+        if self._line or self._again or self._aside:
             self._schedule()
         return True
 
@@ -302,23 +271,17 @@ class Sender:
                 raise answer
             ack = read_ack(answer)
         except TidingsError as error:
-            if len(flight.items) > 1 and not isinstance(error, Closed):
-                self._take_apart(flight)
-            else:
-                for item in flight.items:
-                    self._fail(item.call, error)
+            self._refused(flight, error)
             return
-        if ack is None and len(flight.items) > 1 and flight.tries > len(_PAUSES):
-            self._take_apart(flight)  # what only holds up one of them shall not hold up the others
-        elif ack is None:
-            pause = _PAUSES[min(flight.tries, len(_PAUSES)) - 1]
-            for item in flight.items:
-                item.call.why = "the stream has no leader, or nobody stores these subjects"
-            asyncio.get_running_loop().call_later(pause, self._repeat, flight, "")
+        if ack is None:
+            self._later(flight)
         elif len(flight.items) == 1:
             item = flight.items[0]
+            self._batch_over(flight)
             self._tell(item, self._stored(ack))
+            self._go_on(item.call)
         elif ack.count == len(flight.items):
+            self._batch_over(flight)
             for place, item in enumerate(flight.items, ack.seq - ack.count + 1):
                 self._tell(item, Stored(place))
         else:
@@ -330,13 +293,43 @@ class Sender:
         if not call.left:
             self._calls.pop(call, None)
 
-    def _fail(self, call: Call, error: BaseException) -> None:
-        call.fail(error)
-        self._calls.pop(call, None)
+    def _go_on(self, call: Call) -> None:
+        """One of it is stored: the next one may leave."""
+        if call.begun < len(call.answers) and not call.queued and not call.done():
+            self._queue(call, first=True)
+            self._schedule()
+
+    def _batch_over(self, flight: Flight) -> None:
+        """It is stored, refused or wanted no more: who waited for it is first in line."""
+        if flight is self._batch:
+            self._batch = None
+            self._line.extendleft(reversed(self._aside))
+            self._aside.clear()
 
     def _stored(self, ack: Ack) -> Stored:
         # The sequence of a schedule is one of Control, and no place in the log.
         return Stored(0 if ack.stream == self._layout.control else ack.seq, ack.duplicate)
+
+    def _refused(self, flight: Flight, error: TidingsError) -> None:
+        if isinstance(error, Closed):
+            self._end(error)
+        elif len(flight.items) > 1:
+            self._take_apart(flight)
+        else:
+            self._batch_over(flight)
+            for item in flight.items:
+                item.call.fail(error)
+                self._calls.pop(item.call, None)
+
+    def _later(self, flight: Flight) -> None:
+        """The stream takes nothing at the moment."""
+        if flight is self._batch and flight.tries > len(_PAUSES):
+            self._take_apart(flight)  # what only holds up one of them shall not hold up the others
+            return
+        for item in flight.items:
+            item.call.why = "the stream has no leader, or nobody stores these subjects"
+        pause = _PAUSES[min(flight.tries, len(_PAUSES)) - 1]
+        asyncio.get_running_loop().call_later(pause, self._repeat, flight, "")
 
     def _repeat(self, flight: Flight, why: str) -> None:
         """Once more, as it was, before all that has not left yet."""
@@ -348,7 +341,15 @@ class Sender:
 
     def _take_apart(self, flight: Flight) -> None:
         """A refused batch: nothing of it is stored, or all of it was before. One by one each gets its own answer."""
-        self._again.extendleft(Flight(self, (item,)) for item in reversed(flight.items))
+        self._batch_over(flight)
+        for item in reversed(flight.items):
+            call = item.call
+            call.apart = max(call.apart, item.index + 1)
+            call.begun = item.index
+            if call.queued:
+                self._waiting += 1
+            elif not call.done():
+                self._queue(call, first=True)
         self._schedule()
 
     # --- trouble ---
@@ -388,14 +389,13 @@ class Sender:
 
     def _end(self, error: EngineError) -> None:
         """Nobody can be helped: who has sent something is told that it may be stored."""
-        self._waiting.clear()
+        self._line.clear()
+        self._aside.clear()
         self._again.clear()
+        self._batch = None
+        self._waiting = 0
         for call in self._calls:
-            if isinstance(error, StoreFull) and call.sent:
-                call.why = str(error)
-                call.give_up(self._patience)
-            else:
-                call.fail(type(error)(str(error)))
+            call.end(type(error)(str(error)), f"({error})")
         self._calls.clear()
 
     def _watch(self) -> None:
