@@ -182,7 +182,7 @@ async def refused(request: Request, cause: Exception) -> Response:
 
 async def away(request: Request, cause: Exception) -> Response:
     """Try again: the engine or the database is not there at the moment."""
-    log.warning("%s %s: %s", request.method, request.url.path, cause)
+    log.warning("%s %s: %s", request.method, request.url.path, str(cause).partition("\n")[0])
     again = {"Retry-After": "2"}
     if isinstance(cause, Unconfirmed) and cause.receipt is not None:
         text = "unknown whether it is stored: repeat it with this id as Idempotency-Key, it will be stored once"

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tidings.cli.web import _short
+from tidings.errors import EngineUnavailable
 from tidings.logs import JsonFormatter, TextFormatter
 from tidings.work import handling
 from tidings.work.tracebacks import place_of, text_of, without_libraries
@@ -139,6 +141,29 @@ def test_a_text_without_the_lines_of_libraries(tmp_path: Path) -> None:
     raised.value.__cause__ = None
     theirs = "".join(traceback.format_exception(raised.value))
     assert without_libraries(theirs) == theirs
+
+
+def test_an_error_of_ours_at_the_start_of_a_web_application_is_its_sentence() -> None:
+    """What uvicorn logs of an application that cannot start: a sentence where it is one of ours, and else the lines of
+    the application; other lines are left as they are."""
+
+    def logged(text: str) -> str:
+        record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, text, (), None)
+        assert _short(record)
+        return record.getMessage()
+
+    def start() -> None:
+        raise EngineUnavailable("nobody answers: is it running?")
+
+    with pytest.raises(EngineUnavailable) as raised:
+        start()
+    assert logged("".join(traceback.format_exception(raised.value))) == (
+        "EngineUnavailable: nobody answers: is it running?"
+    )
+    own = logged("".join(traceback.format_exception(_raised("alone"))))
+    assert own.startswith("Traceback (most recent call last):\n")
+    assert own.endswith("ZeroDivisionError: division by zero\n")
+    assert logged("Waiting for application startup.") == "Waiting for application startup."
 
 
 def test_a_log_prints_the_place_and_keeps_the_error(caplog: pytest.LogCaptureFixture) -> None:

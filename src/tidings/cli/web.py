@@ -61,4 +61,7 @@ def _short(record: logging.LogRecord) -> bool:
     """An application that does not start, as its database is away, says so at each try: a screenful of libraries."""
     if isinstance(record.msg, str) and record.msg.startswith("Traceback ") and not record.args:
         record.msg = without_libraries(record.msg)
+        last = record.msg.strip().rpartition("\n")[2]
+        if last.startswith("tidings.errors."):  # a sentence for people, wherever it comes from
+            record.msg = last.removeprefix("tidings.errors.")
     return True
