@@ -30,6 +30,8 @@ _LATER: Final = (10008, 10009, 10118, DUPLICATE_UNDER_WAY, 10164)
 _EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
 _TRY: Final = 5.0
 """Seconds after which an answer counts as lost, with the server that would have given it, and is asked for again."""
+_FIRST_TRY: Final = 1.0
+"""The same for the first answer; a cluster that elects a leader answers nobody, and then all at once."""
 _BEHIND: Final = 0.01
 _ROUNDS: Final = 5
 PAGE: Final = 500
@@ -127,11 +129,11 @@ class JetStream:
 
     async def _ask(self, subject: str, data: bytes, timeout: float) -> Frame:
         loop = asyncio.get_running_loop()
-        until, pause, why = loop.time() + timeout, 0.02, "no answer"
+        until, pause, patience, why = loop.time() + timeout, 0.02, _FIRST_TRY, "no answer"
         while (left := until - loop.time()) > 0:
             try:
                 await self.link.ready(left)
-                frame = await self.link.request(subject, data, timeout=min(left, max(2.0, timeout / 2), _TRY))
+                frame = await self.link.request(subject, data, timeout=min(left, patience))
                 if frame.status == "503":
                     why = "JetStream does not answer there (not enabled, or electing a leader)"
                 elif not self._passing(frame):
@@ -139,7 +141,7 @@ class JetStream:
             except Disconnected as error:
                 why = str(error)
             except TimeoutError:
-                why = "no answer in time"
+                why, patience = "no answer in time", min(2 * patience, _TRY)
             await asyncio.sleep(min(pause, max(0.0, until - loop.time())))
             pause = min(0.5, pause * 2)
         raise EngineUnavailable(f"{self.link.server}: {subject}: {why}")
