@@ -152,18 +152,28 @@ class Gathering(Each, ABC):
         if units is not None and units.transient(error):
             part.reruns += 1
             if part.reruns == 1 or (units.conflict(error) and part.reruns <= _RERUNS):
-                log.info("the transaction of %d messages runs again: %s", len(part.works), line_of(error))
+                log.info(
+                    "group %s: the transaction of %d messages runs again: %s",
+                    self.group,
+                    len(part.works),
+                    line_of(error),
+                )
                 await asyncio.sleep(random.uniform(0.0, 0.02 * part.reruns))  # noqa: S311
                 return [part]
             if not units.conflict(error):
                 return self.away(Away(error, sure=True), part, run)
-        log.info("%d messages failed together, they run again in smaller parts: %s", len(part.works), line_of(error))
+        log.info(
+            "group %s: %d messages failed together, they run again in smaller parts: %s",
+            self.group,
+            len(part.works),
+            line_of(error),
+        )
         run.spoilt()
         return self.split(part, run, error)
 
     def after_lost_lease(self, part: Part, run: Run) -> list[Part]:
         """Nothing was committed: those whose lease holds are tried again."""
-        log.warning("a lease ended before the commit: nothing is committed, the others run again")
+        log.warning("group %s: a lease ended before the commit: nothing is committed, the others run again", self.group)
         return [Part([work for work in part.works if run.keeps(work)])]
 
 

@@ -111,9 +111,9 @@ class Together(Gathering):
         if isinstance(error, Exception) and self._units.transient(error):
             return await self.failed(error, part, run, self._units)
         if judges(error) and not self.pace.careful:
-            log.info("rolled back, all run again with care: %s", line_of(error))
+            log.info("group %s: rolled back, all run again with care: %s", self.group, line_of(error))
             return self.split(part, run, error)
-        log.info("rolled back, the message runs again by itself: %s", line_of(error))
+        log.info("group %s: rolled back, one message runs again by itself: %s", self.group, line_of(error))
         run.spoilt()
         run.alone.append(guilty.delivery)
         return [part.without(guilty)]
