@@ -31,6 +31,7 @@ from .codec import codec_for
 from .engine import Engine, Outgoing
 from .errors import Closed, ConfigError, Conflict, TidingsError
 from .handlers import Handler, HandlerOptions
+from .logs import Lasting
 from .message import compose
 from .settings import duration
 from .subjects import check_group
@@ -197,15 +198,16 @@ class Ticker:
         self._tasks = []
 
     async def _keep(self, schedule: Schedule) -> None:
-        pause = 0.5
+        pause, trouble = 0.5, Lasting(log, self.clock)
         while True:
             try:
                 rest = await self._tick(schedule)
                 pause = 0.5
+                trouble.over("schedule %s goes on", schedule.name)
             except Closed:
                 return
             except TidingsError as error:
-                log.warning("schedule %s waits for the engine: %s", schedule.name, error)
+                trouble.met("schedule %s waits for the engine: %s", schedule.name, error)
                 rest = pause = min(2 * pause, _LOOK_AGAIN)
             except Exception:
                 log.critical("schedule %s failed, by an error of ours; it goes on trying", schedule.name, exc_info=True)

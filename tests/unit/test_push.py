@@ -18,7 +18,7 @@ import tidings
 from tidings.clock import SystemClock
 from tidings.engine import Entry, Lagged, Outgoing, Signal, Stats
 from tidings.engines.memory import MemoryEngine, MemoryStore
-from tidings.errors import EngineError
+from tidings.errors import EngineError, EngineUnavailable
 from tidings.push.frames import position_of
 from tidings.testing import TestBus
 from tidings.watching import hub as hubs_module
@@ -232,6 +232,25 @@ async def test_without_the_engine_streams_end_and_none_begins(world: World) -> N
     assert await soon(stream) == []
     with pytest.raises(EngineError):
         await world.hub.join()
+
+
+async def test_a_thousand_browsers_that_are_sent_away_are_one_line(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the engine is away the log tells it once, and not for each stream."""
+    await world.publish(3)
+    readers = [(await world.hub.join())[0] for _ in range(1000)]
+    for reader in readers:
+        reader.position = 0  # further back than what is kept
+
+    async def away(*_: object, **__: object) -> list[Entry]:
+        raise EngineUnavailable("nobody answers")
+
+    monkeypatch.setattr(world.engine, "read", away)
+    streams = await soon(asyncio.gather(*(everything(world.hub, reader) for reader in readers)))
+    assert streams == [[]] * 1000
+    [said] = [record.getMessage() for record in caplog.records if "push waits" in record.getMessage()]
+    assert said.endswith(": nobody answers")
 
 
 async def everything(hub: Hub, reader: Reader) -> list[Entry]:

@@ -11,6 +11,7 @@ from typing import Final
 from tidings import claims
 from tidings.engine import Delivery, Engine
 from tidings.errors import Closed, EngineError
+from tidings.logs import Lasting
 from tidings.outbox import Relay
 from tidings.work.consumer import Consumer
 from tidings.work.handling import Handling
@@ -45,6 +46,8 @@ class OrderedConsumer(Consumer):
         """Since when every pull has ended with nothing, and which messages keys have been waiting for since then."""
         self._reign: Reign | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._waiting = Lasting(log, hands.clock)
+        """For the database."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._serve_all(), name=f"tidings-order-{self.group}")
@@ -127,9 +130,10 @@ class OrderedConsumer(Consumer):
             try:
                 latest = await units.enter(name, reign.epoch)
             except Exception as error:
-                log.warning("group %s: waiting for the database (%s)", self.group, error)
+                self._waiting.met("group %s: waiting for the database (%s)", self.group, error)
                 await self._clock.sleep(_PAUSE)
                 continue
+            self._waiting.over("group %s: the database answers again", self.group)
             if latest <= reign.epoch:
                 self.handling.fence = (name, reign.epoch)
                 return

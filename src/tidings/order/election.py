@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from tidings.clock import Clock, timeout
 from tidings.engine import Engine, Record
 from tidings.errors import Closed, Conflict, EngineError
+from tidings.logs import Lasting
 
 from .standby import note
 
@@ -74,6 +75,7 @@ class Election:
         self._pause = min(_MOST_PAUSE, lease / 10)
         self._writing = asyncio.Lock()
         self._shown: float | None = None
+        self._trouble = Lasting(log, clock)
 
     async def win(self) -> Reign:
         """Wait until this worker is the active one. Raises `Closed` only."""
@@ -82,6 +84,7 @@ class Election:
             try:
                 await self._show()
                 record = await self._engine.recall(_key(self._group))
+                self._trouble.over("group %s: who is active is seen again", self._group)
                 if record is None:
                     return await self._won(await self._claim(1, 0))
                 term = msgspec.json.decode(record.value, type=Term)
@@ -94,7 +97,7 @@ class Election:
             except Conflict:
                 pass  # somebody else was faster
             except EngineError as error:
-                log.warning("group %s: who is active cannot be seen: %s", self._group, error)
+                self._trouble.met("group %s: who is active cannot be seen: %s", self._group, error)
             await self._clock.sleep(self._pause)
 
     async def _show(self) -> None:

@@ -15,8 +15,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Final
 
 from .. import claims
+from ..clock import SystemClock
 from ..engine import Engine, Entry, Lagged, Signal
 from ..errors import Closed, Conflict, EngineError, TidingsError
+from ..logs import Lasting
 from ..retention import oldest_whole
 from .failures import Failed, channel, heard
 from .progress import leading
@@ -82,6 +84,8 @@ class Hub:
         self._task: asyncio.Task[None] | None = None
         self._over = False  # it reads no more, but is not done yet
         self._starting = asyncio.Lock()
+        clock = SystemClock()
+        self._away, self._deaf = Lasting(log, clock), Lasting(log, clock)
         self.log_id = ""
         """Names this log: positions of another one (the data were deleted, the engine exchanged) mean nothing here."""
 
@@ -111,7 +115,7 @@ class Hub:
             try:
                 found = await self._behind(reader.position)
             except EngineError as error:
-                log.warning("a watcher is sent away to come again: %s", error)
+                self._away.met("push waits for the engine, watchers are sent away to come again: %s", error)
                 return
             for entry in found:
                 reader.position = entry.position
@@ -159,11 +163,12 @@ class Hub:
             except Closed:
                 return
             except EngineError as error:
-                log.warning("push waits for the engine: %s", error)
+                self._away.met("push waits for the engine: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 5.0)
                 continue
             pause = 0.1
+            self._away.over("push reads on")
             self._take(entries)
 
     async def _hear_failures(self) -> None:
@@ -171,11 +176,12 @@ class Hub:
         while True:
             try:
                 async with self._engine.listen([channel(self._namespace)]) as signals:
+                    self._deaf.over("failures are heard again")
                     await self._hear(signals, emitters)
             except Closed:
                 return
             except TidingsError as error:
-                log.warning("failures are not heard at the moment: %s", error)
+                self._deaf.met("failures are not heard at the moment: %s", error)
             await asyncio.sleep(1.0)
 
     async def _hear(self, signals: AsyncIterator[Signal | Lagged], emitters: Emitters) -> None:
