@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar
 
 import httpx
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,12 +17,13 @@ from starlette.routing import Route
 
 import tidings
 from tidings.clock import SystemClock
-from tidings.engine import Entry, Lagged, Outgoing, Signal, Stats
+from tidings.engine import Entry, Lagged, Outgoing, Record, Signal, Stats
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import EngineError, EngineUnavailable
 from tidings.push.frames import position_of
 from tidings.testing import TestBus
 from tidings.watching import hub as hubs_module
+from tidings.watching.failures import Failed, channel
 from tidings.watching.hub import Hub, Reader
 from todo_app import pushed, served
 
@@ -107,6 +109,71 @@ class Counting(MemoryEngine):
         self.listeners += 1
         async with super().listen(channels) as signals:
             yield signals
+
+
+class Late(MemoryEngine):
+    """An engine whose answers to reads that do not wait are on their way for as long as the test wants."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.asked, self.arrives = asyncio.Event(), asyncio.Event()
+
+    async def read(self, filters: Sequence[str], after: int, limit: int, wait: float = 0.0) -> list[Entry]:
+        found = await super().read(filters, after, limit, wait)
+        if not wait:
+            self.asked.set()
+            await self.arrives.wait()
+        return found
+
+
+async def test_what_overtakes_the_answer_to_a_browser_that_resumes_is_not_skipped() -> None:
+    """A browser resumes where nothing is stored behind its place, and more than is kept comes before it is told so:
+    it gets all of that."""
+    engine = Late(MemoryStore(SystemClock()))
+    await engine.open()
+    world = World(engine)
+    await world.publish(3, "events.other.x")
+    reader, _ = await world.hub.join()
+    fast, _ = await world.hub.join()
+    reader.position = 0
+    count = 2 * hubs_module.KEPT
+    resumed = asyncio.create_task(world.take(reader, count))
+    await soon(engine.asked.wait())
+    bodies = await world.publish(count)
+    while (world.hub._position - 3) < count:
+        await fast.news()
+    engine.arrives.set()
+    assert await resumed == bodies
+    await world.hub.close()
+    await engine.close()
+
+
+class Forgetful(MemoryEngine):
+    """An engine that cannot tell for once what it remembers."""
+
+    forgets = False
+
+    async def recall(self, key: str) -> Record | None:
+        if self.forgets:
+            self.forgets = False
+            raise EngineUnavailable("nobody answers")
+        return await super().recall(key)
+
+
+async def test_a_failure_that_could_not_be_told_is_told_as_missing() -> None:
+    """When a failure is heard and the engine does not say whom it concerns, the watchers know that they miss some."""
+    engine = Forgetful(MemoryStore(SystemClock()))
+    await engine.open()
+    world = World(engine)
+    reader, _ = await world.hub.join()
+    engine.forgets = True
+    notice = Failed("g", 1, "events.a", "i", "i", "dead", 8, "handler_error", "E")
+    while not await engine.broadcast(channel("tidings"), msgspec.json.encode([notice]), {}):
+        await asyncio.sleep(0)
+    async with aclosing(world.hub.follow(reader)) as news:
+        assert await soon(anext(news)) == Lagged(None)
+    await world.hub.close()
+    await engine.close()
 
 
 async def test_one_reads_for_all_and_ends_with_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

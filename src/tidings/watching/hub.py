@@ -173,15 +173,19 @@ class Hub:
 
     async def _hear_failures(self) -> None:
         emitters = Emitters(self._engine, self.filters)
+        missed = False
         while True:
             try:
                 async with self._engine.listen([channel(self._namespace)]) as signals:
                     self._deaf.over("failures are heard again")
+                    if missed:
+                        self._tell([Lagged(None)])
                     await self._hear(signals, emitters)
             except Closed:
                 return
             except TidingsError as error:
                 self._deaf.met("failures are not heard at the moment: %s", error)
+            missed = True
             await asyncio.sleep(1.0)
 
     async def _hear(self, signals: AsyncIterator[Signal | Lagged], emitters: Emitters) -> None:
@@ -224,10 +228,10 @@ class Hub:
 
     async def _behind(self, position: int) -> Sequence[Entry]:
         """Some entries behind a position: from memory if all of them are there, else a page of the log."""
-        if position < self._floor:
+        while position < (floor := self._floor):
             if page := await self._engine.read(self.filters, position, PAGE):
                 return page
-            position = self._floor
+            position = floor  # not the floor of now: what has risen above it meanwhile is read, too
         found: list[Entry] = []
         for entry in reversed(self._kept):
             if entry.position <= position:
