@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ from items import Base, Counter, Item, New, Saved
 from tidings.clock import SystemClock
 from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.sql import units_for
+from tidings.sql.shared import SessionMember
 from tidings.testing import TestBus, attached
 
 if TYPE_CHECKING:
@@ -519,6 +522,51 @@ async def test_a_worker_that_stops_hands_back_what_it_has_not_finished(app: App)
     hold = False
     await app.handle(list(range(100, 120)))
     assert attempts == {1}
+
+
+@pytest.mark.parametrize("asks", ["adds", "flushes", "reads"])
+async def test_a_group_leaves_nothing_to_the_garbage_collector(app: App, asks: str) -> None:
+    """A handler's session is gone with its transaction, without a collection: those of thousands of messages, waiting
+    for one, would cost the worker a third of its time."""
+    sessions: list[weakref.ref[AsyncSession]] = []
+
+    @app.bus.on(New, group="save")
+    async def save(new: New, db: AsyncSession) -> None:
+        sessions.append(weakref.ref(db))
+        if asks == "reads":
+            await db.scalar(select(func.count()).select_from(Item))
+        db.add(Item(number=new.number))
+        if asks == "flushes":
+            await db.flush()
+
+    gc.collect()  # what other tests have left
+    gc.disable()
+    try:
+        await app.handle(list(range(MANY)))
+        left = [session for session in sessions if session() is not None]
+        members = [each for each in gc.get_objects() if type(each) is SessionMember]
+    finally:
+        gc.enable()
+    assert len(sessions) >= MANY
+    assert (left, members) == ([], [])
+
+
+async def test_a_task_that_a_handler_leaves_behind_has_no_session(app: App) -> None:
+    """What it would add belongs to no message any more: it is refused, and not lost without a word."""
+    sessions: list[AsyncSession] = []
+
+    @app.bus.on(New, group="save")
+    async def save(new: New, db: AsyncSession) -> None:
+        sessions.append(db)
+        db.add(Item(number=new.number))
+
+    await app.handle([1, 2, 3])
+    for session in sessions[-2:]:
+        with pytest.raises(tidings.ConfigError, match="a session of its own"):
+            session.add(Item(number=4))
+        with pytest.raises(tidings.ConfigError, match="a session of its own"):
+            await session.execute(select(Item))
+    assert await app.numbers() == [1, 2, 3]
 
 
 async def test_a_batch_with_a_transaction_commits_once(app: App) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, event, inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
+from tidings.errors import ConfigError
 from tidings.unit import Interleaved, Meet, Member
 
 from .savepoint import Names, Savepoint
@@ -27,6 +28,7 @@ Rows: TypeAlias = "tuple[SessionMember, list[object]]"
 """What a member has added."""
 
 _MEMBER: Final = "_tidings_member"
+_NOTED: Final = {"add": "_add", "add_all": "_add_all", "flush": "_flush"}
 _FEW: Final = 4
 """Messages of which each is tried by itself when their rows are refused."""
 _SOME: Final = 2
@@ -249,12 +251,15 @@ class CoreMember:
 
 class SessionMember:
     """A handler that takes a session. Until it is asked for more than `add`, `add_all` and `flush`, the session is a
-    stand-in (`_stand_in`) that only notes."""
+    stand-in (`_stand_in`) that only notes.
+
+    A group has many of them: with its end each lets go of its session, and nothing of it waits for the garbage
+    collector."""
 
     def __init__(
         self, shared: SqlShared, session: AsyncSession | Session, transaction: Transaction, meet: Meet | None
     ) -> None:
-        self.connection = session
+        self.connection: Any = session
         self._shared = shared
         self._transaction = transaction
         self._class: type[Any] = type(session)
@@ -267,9 +272,6 @@ class SessionMember:
         self.joined = False
         self.refusal: Exception | None = None
         """What the database has said of its rows."""
-        self.own = {"add": self._add, "add_all": self._add_all}
-        if self._meet is not None:
-            self.own["flush"] = self._flush
         vars(session)[_MEMBER] = self
         object.__setattr__(session, "__class__", _stand_in(self._class))  # type: ignore[arg-type]
 
@@ -292,6 +294,17 @@ class SessionMember:
             await self._transaction.with_session(self._end)
         else:
             self._hand_over()
+        self.connection = self._meet = None
+
+    def noted(self, name: str) -> Any:
+        """What the stand-in has under this name, or None; raises `ConfigError` when the handler has ended."""
+        if self.joined:
+            raise ConfigError(
+                "the session of a handler is over with it: a task that it leaves behind needs a session of its own"
+            )
+        if name not in _NOTED or (name == "flush" and self._meet is None):
+            return None
+        return getattr(self, _NOTED[name])
 
     def hand_over(self) -> None:
         """What it has added is flushed with that of others."""
@@ -325,7 +338,7 @@ class SessionMember:
 
     @property
     def _sync(self) -> Session:
-        session = self.connection
+        session: AsyncSession | Session = self.connection
         return session.sync_session if isinstance(session, AsyncSession) else session
 
     def _flush_own(self, _: Session, objects: Sequence[Any] | None = None) -> None:
@@ -373,9 +386,9 @@ def _stand_in(real: Any) -> type:
 
     def get(self: Any, name: str) -> Any:
         member: SessionMember = object.__getattribute__(self, "__dict__")[_MEMBER]
-        own = member.own.get(name)
-        if own is not None:
-            return own
+        noted = member.noted(name)
+        if noted is not None:
+            return noted
         member.become_real()
         return getattr(self, name)
 

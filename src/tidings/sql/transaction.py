@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -175,8 +176,12 @@ def guard(target: Session | Connection) -> None:
     vars(target).update({name: _refusal(target, name) for name in _GUARDED if hasattr(target, name)})
 
 
-def _refusal(target: Session | Connection, name: str) -> Callable[..., Any]:
+def _refusal(guarded: Session | Connection, name: str) -> Callable[..., Any]:
+    # Else it would hold itself, and all that it holds would wait for the garbage collector.
+    of = weakref.ref(guarded)
+
     def refuse(*args: Any, **kwargs: Any) -> Any:
+        target = of()
         if name == "begin" and isinstance(target, Session) and (kwargs.get("nested") or args[:1] == (True,)):
             return type(target).begin(target, nested=True)
         raise ConfigError(

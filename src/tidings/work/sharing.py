@@ -58,8 +58,8 @@ class Round:
         marked: bool,
     ) -> None:
         self.done: list[tuple[Work, list[Outgoing]]] = []
-        self._members: dict[int, Work] = {}
-        """Whose each of them is that has ended well, by its `id`."""
+        self._members: dict[Member, Work] = {}
+        """Whose each of them is that has ended well."""
         self.failed: list[tuple[Work, BaseException]] = []
         """What failed by itself and has left no trace in the transaction."""
         self.late: list[Work] = []
@@ -140,7 +140,7 @@ class Round:
             return
         self._pace.took(self._clock.monotonic() - self._since)
         self.done.append((work, staged))
-        self._members[id(member)] = work
+        self._members[member] = work
 
     async def _called(self, work: Work, member: Member) -> Any:
         run = self._handling.run(work.message, member)
@@ -183,7 +183,7 @@ class Round:
 
     def _take_back(self) -> None:
         """What had ended well, but is refused by the database."""
-        refused = [(self._members[id(member)], error) for member, error in self._shared.refused]
+        refused = [(self._members[member], error) for member, error in self._shared.refused]
         self.failed.extend(refused)
         gone = {id(work) for work, _ in refused}
         self.done = [(work, staged) for work, staged in self.done if id(work) not in gone]
