@@ -322,6 +322,22 @@ async def test_a_dead_letter_is_one_line_and_its_place(caplog: pytest.LogCapture
         assert "asyncio" in letter.failure.traceback
 
 
+async def test_a_failure_outside_of_the_application_is_no_screenful(caplog: pytest.LogCaptureFixture) -> None:
+    """Where no line of the application took part the log says so; programs that collect errors get the error."""
+    bus, library = new_bus(), dict[str, Any](__name__="library", Client=Client)
+    exec(compile("def make() -> Client: raise LookupError", "/usr/lib/site-packages/library.py", "exec"), library)
+    bus.provide(library["make"])
+
+    @bus.on(New, group="g", retry=NEVER)
+    async def handle(new: New, client: Client) -> None: ...
+
+    await publish(bus, New())
+    [record] = [record for record in caplog.records if "dead letter" in record.getMessage()]
+    assert logging.Formatter("%(message)s").format(record).endswith("\n  nowhere in the application's own lines")
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], LookupError)
+
+
 async def test_every_dead_letter_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Also of what no handler has failed on: what is rejected, undecodable or of the wrong shape."""
     bus = new_bus()

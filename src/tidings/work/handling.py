@@ -302,8 +302,8 @@ class Handling:
                 tried,
                 key_of(delivery),
                 line_of(error),
-                exc_info=error if place else None,
-                extra={"place": place},
+                exc_info=error,
+                extra={"place": place or "  nowhere in the application's own lines"},
             )
             return Dead(delivery, "timeout" if isinstance(error, TimeUp) else "handler_error", failure)
         if after is not None:
