@@ -128,7 +128,9 @@ class Relay:
                 leftovers = []
             if leftovers:
                 failpoints.here("relay.leased")
-                log.info("sending %d message(s) left in the outbox by a process that stopped", len(leftovers))
+                log.info(
+                    "sending %d message(s) that a stopped process, or an outage, has left in the outbox", len(leftovers)
+                )
                 async with self._sending:
                     sent = await self._send(leftovers)
                 if sent:
