@@ -64,12 +64,18 @@ class Relay:
         """Send what is known to be committed, then end; what cannot be sent stays in the database for any relay."""
         if not self._tasks:
             return
-        while await self._send_waiting() and (self._waiting or self._unsure):
-            pass
-        for task in self._tasks:
+        try:
+            while await self._send_waiting() and (self._waiting or self._unsure):
+                pass
+        finally:
+            await self.end()
+
+    async def end(self) -> None:
+        """Send nothing more; idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def send_soon(self, messages: Sequence[Outgoing]) -> None:
         """These were committed just now. Returns at once."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import claims, engines
 from .codec import codec_for
 from .engine import Engine, Entry
-from .errors import ConfigError, EngineError, NotAllowed
+from .errors import Closed, ConfigError, EngineError, NotAllowed
 from .events import EventSpec
 from .handlers import Handler
 from .live.gather import answering_all
@@ -55,7 +55,6 @@ class Running:
         self.worker: Worker | None = None
         self.lent = False
         """Somebody else started it and ends it: the application's own lifespan does neither."""
-        self.ticker: Ticker | None = None
         self.janitor: Janitor | None = None
         self.loop = asyncio.get_running_loop()
         self._ledger = claims.Ledger()
@@ -64,6 +63,9 @@ class Running:
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._hubs: dict[tuple[str, ...], Hub] = {}
         self._stack = stack
+        """Ends what runs, in the order opposite to that in which it was begun."""
+        self._closing = asyncio.Lock()
+        self._closed = False
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -106,6 +108,7 @@ class Running:
             await relay.units.prepare()
         for relay in self.relays:  # once nothing can fail any more
             relay.start()
+            self._stack.push_async_callback(relay.end)
 
     def _plan(self, handler: Handler) -> Plan:
         # Not by name: functions of a factory, or one that is defined twice, have the same.
@@ -116,9 +119,39 @@ class Running:
         return plan
 
     async def work(self, groups: Sequence[str] | None = None) -> Worker:
-        """Start the worker, the responders and the listeners of this process."""
+        """Start the worker, the responders and the listeners of this process: all of it or, when something raises,
+        nothing, so that it can be tried again."""
         if self.worker is not None:
             raise ConfigError("the workers of this bus already run in this process")
+        handlings = self._handlings(groups)
+        settings = self.bus.settings
+        async with AsyncExitStack() as stack:
+            stack.callback(setattr, self, "worker", None)
+            self.worker = worker = Worker(
+                self.engine,
+                handlings,
+                self.relays,
+                clock=self.bus.clock,
+                lease=settings.lease,
+                grace=settings.grace,
+                settled=self.teller.settled,
+            )
+            stack.push_async_callback(self.teller.stop)
+            if groups is None:
+                await self._answer_and_listen(stack, settings.timeout)
+            await self._keep_schedules(stack, groups)
+            if self._closed:
+                raise Closed("the bus was closed while its workers were started")
+            worker.start()
+            stack.push_async_callback(worker.end)
+            self.janitor = Janitor(self.engine, self.units, settings, clock=self.bus.clock)
+            self.janitor.start()
+            stack.push_async_callback(self.janitor.stop)
+            self._stack.push_async_exit(stack.pop_all())
+        return worker
+
+    def _handlings(self, groups: Sequence[str] | None) -> list[Handling]:
+        """What the worker is to run; raises `ConfigError`."""
         settings = self.bus.settings
         unknown = [name for name in groups or () if name not in self.handlers]
         if unknown:
@@ -139,26 +172,7 @@ class Running:
         ]
         for handling in handlings:
             self._check_order(handling.handler)
-        self.worker = Worker(
-            self.engine,
-            handlings,
-            self.relays,
-            clock=self.bus.clock,
-            lease=settings.lease,
-            grace=settings.grace,
-            settled=self.teller.settled,
-        )
-        if groups is None:
-            await self._answer_and_listen(settings.timeout)
-        self.worker.start()
-        schedules = [s for name, s in self.bus.registry.schedules.items() if groups is None or name in groups]
-        self.ticker = Ticker(
-            self.engine, schedules, namespace=self.namespace, source=self.bus.name, clock=self.bus.clock
-        )
-        await self.ticker.start()
-        self.janitor = Janitor(self.engine, self.units, settings, clock=self.bus.clock)
-        self.janitor.start()
-        return self.worker
+        return handlings
 
     def _check_order(self, handler: Handler) -> None:
         """One that does not keep the order would break it for those that do."""
@@ -171,19 +185,25 @@ class Running:
                 f"tidings groups unorder {group}"
             )
 
-    async def _answer_and_listen(self, limit: float) -> None:
+    async def _keep_schedules(self, stack: AsyncExitStack, groups: Sequence[str] | None) -> None:
+        schedules = [s for name, s in self.bus.registry.schedules.items() if groups is None or name in groups]
+        ticker = Ticker(self.engine, schedules, namespace=self.namespace, source=self.bus.name, clock=self.bus.clock)
+        stack.push_async_callback(ticker.stop)
+        await ticker.start()
+
+    async def _answer_and_listen(self, stack: AsyncExitStack, limit: float) -> None:
         registry = self.bus.registry
         for subject, handler in registry.responders.items():
             spec: EventSpec = registry.types[subject]
             responding = Responding(handler, self._plan(handler), spec, self.publisher, limit)
-            await self._stack.enter_async_context(self.engine.serve(subject, self.bus.name, responding))
+            await stack.enter_async_context(self.engine.serve(subject, self.bus.name, responding))
             if not responding.streams:
                 everybody = answering_all(self.engine, subject, self.identity, responding)
-                await self._stack.enter_async_context(everybody)
-            self._stack.callback(responding.stop)
+                await stack.enter_async_context(everybody)
+            stack.callback(responding.stop)
         for listener in registry.listeners:
             listening = Listening(listener, self._plan(listener.handler), self.publisher)
-            await self._stack.enter_async_context(listening.running())
+            await stack.enter_async_context(listening.running())
 
     def relay_of(self, session: Any) -> Relay:
         """What sends the outbox of the session's database."""
@@ -194,6 +214,7 @@ class Running:
         key = tuple(filters)
         if key not in self._hubs:
             self._hubs[key] = Hub(self.engine, filters, self.namespace)
+            self._stack.push_async_callback(self._hubs[key].close)
         return self._hubs[key]
 
     def decode(self, entry: Entry) -> Message[Any]:
@@ -204,23 +225,17 @@ class Running:
         return Message(entry, data, id=identity(entry, self.namespace))
 
     async def close(self) -> None:
-        """Drain and disconnect. What cannot be handed back any more comes back by its lease."""
-        try:
-            for hub in self._hubs.values():
-                await hub.close()
-            if self.janitor is not None:
-                await self.janitor.stop()
-            if self.ticker is not None:
-                await self.ticker.stop()
-            if self.worker is not None:
-                await self.worker.stop()
-                await self.teller.stop()
-            for relay in self.relays:
-                await relay.stop()
-        except EngineError as error:
-            log.warning("stopped without the engine: %s", error)
-        finally:
-            await self._stack.aclose()
+        """Drain and disconnect. What cannot be handed back any more comes back by its lease. Cut off, it drains no
+        more, but still ends all that runs."""
+        self._closed = True
+        async with self._closing, self._stack:
+            try:
+                if self.worker is not None:
+                    await self.worker.stop()
+                for relay in self.relays:
+                    await relay.stop()
+            except EngineError as error:
+                log.warning("stopped without the engine: %s", error)
 
 
 def units_of(bus: Bus, stack: AsyncExitStack) -> list[Units]:

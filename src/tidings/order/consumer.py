@@ -68,6 +68,13 @@ class OrderedConsumer(Consumer):
             await self._election.resign(self._reign)
             self._reign = None
 
+    def abandon(self) -> None:
+        self._order.closing = True
+        super().abandon()
+        self._order.close()
+        if self._keeping is not None:
+            self._keeping.cancel()
+
     async def _serve_all(self) -> None:
         while True:
             try:

@@ -63,6 +63,13 @@ class Consumer:
     async def close(self) -> None:
         """Nothing of it is in hand any more."""
 
+    def abandon(self) -> None:
+        """Cancel all that still runs: its leases bring back what is in hand."""
+        self._runner.stop()
+        for task in (self._task, *self.running):
+            if task is not None:
+                task.cancel()
+
     async def _room(self) -> int:
         """Wait until more may be begun; returns how many."""
         while True:

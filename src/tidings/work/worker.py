@@ -82,17 +82,27 @@ class Worker:
             group.start()
 
     async def stop(self) -> None:
-        """Drain: see the module's text. Returns when everything is settled or handed back; idempotent."""
-        await asyncio.gather(*(group.stop_pulling() for group in self._groups))
+        """Drain: see the module's text. Returns when everything is settled or handed back; idempotent. Cancelled it
+        ends what runs, and leases bring back what is in hand."""
         try:
+            await asyncio.gather(*(group.stop_pulling() for group in self._groups))
             await self._end_running()
             # Leases that are renewed no more bound the wait for an engine that cannot settle.
             await ended(self._leases)
             await self._settled()
             await asyncio.gather(*(group.close() for group in self._groups))
+        except BaseException:
+            for group in self._groups:
+                group.abandon()
+            raise
         finally:
-            await ended(self._leases)
-            await ended(self._settling)
+            await ended(self._leases, self._settling)
+
+    async def end(self) -> None:
+        """End at once, and hand nothing back; after `stop` it does nothing."""
+        for group in self._groups:
+            group.abandon()
+        await ended(self._leases, self._settling)
 
     async def _settled(self) -> None:
         """Wait for the last outcomes, unless what settles them has ended (the loop is being torn down)."""
@@ -109,12 +119,7 @@ class Worker:
         if not running:
             return
         log.info("stopping: %d message(s) in hand, waiting up to %.0f s", len(running), self.grace)
-        try:
-            late = await self._ended_within(self.grace, running)
-        except asyncio.CancelledError:
-            for task in running:
-                task.cancel()
-            raise
+        late = await self._ended_within(self.grace, running)
         for task in late:
             task.cancel()
         for task in await self._ended_within(_CANCEL_WAIT, late):
@@ -139,8 +144,9 @@ class Worker:
         return tasks
 
 
-async def ended(task: asyncio.Task[None] | None) -> None:
-    """Cancel a task of ours and wait for its end."""
-    if task is not None:
+async def ended(*tasks: asyncio.Task[None] | None) -> None:
+    """Cancel tasks of ours and wait for their end."""
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    await asyncio.gather(*begun, return_exceptions=True)
