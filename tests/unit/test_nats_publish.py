@@ -137,7 +137,7 @@ async def test_a_condition_that_fails_is_one_callers_own(start: Start, link: Lin
     sender = Sender(JetStream(link, 10.0), LAYOUT, Pace(True))
     good = [event(n) for n in range(30)]
     bad = Outgoing(subject, b"{}", {"Nats-Expected-Last-Subject-Sequence": "99"}, "bad")
-    calls = [sender.send([Item(message, lines_of(message.headers), 0.0)]) for message in [*good[:15], bad, *good[15:]]]
+    calls = [sender.send([Item(message, lines_of(message.headers))]) for message in [*good[:15], bad, *good[15:]]]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     refused = [answer for answer in answers if isinstance(answer, BaseException)]
     assert len(refused) == 1

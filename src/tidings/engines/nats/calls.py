@@ -73,37 +73,30 @@ class Item:
 
     __slots__ = ("call", "index", "late", "lines", "message", "size")
 
-    def __init__(self, message: Outgoing, lines: str, now: float) -> None:
+    def __init__(self, message: Outgoing, lines: str) -> None:
         self.call: Call
         self.index = 0
         self.message = message
         self.lines = lines
         """Its own headers as they are sent."""
         self.size = len(message.subject) + len(lines) + len(message.body)
-        self.late = message.not_before is not None and message.not_before > now
+        self.late = False
         """It goes to Control and waits there. Decided once: a repeat by the other way would be stored again."""
 
 
 class Flight:
-    """Messages that are answered together: a single one, or an atomic batch, whose members never change once it is
-    under way."""
+    """Messages that are answered together: a single one, or an atomic batch, whose members never change."""
 
-    __slots__ = ("batch", "due", "generation", "handler", "items", "reply", "size", "staged", "tries")
+    __slots__ = ("due", "handler", "items", "reply", "size", "tries")
 
-    def __init__(self, items: list[Item], handler: Arrived) -> None:
+    def __init__(self, items: list[Item], size: int, handler: Arrived) -> None:
         self.items = items
+        self.size = size
         self.handler = handler
-        self.size = sum([item.size for item in items])
         self.reply = ""
         self.due = 0.0
         """When an answer counts as lost."""
         self.tries = 0
-        self.batch = ""
-        """Its name with the server; a new one for each try."""
-        self.staged = 0
-        """Members of the batch that the server was sent."""
-        self.generation = 0
-        """The connection that they were sent over."""
 
     @property
     def wanted(self) -> bool:

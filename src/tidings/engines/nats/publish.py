@@ -42,7 +42,7 @@ class Publisher:
         if not messages:
             return []
         items = self._items(messages, limit)
-        size = sum([item.size for item in items])
+        size = items[0].size if len(items) == 1 else sum([item.size for item in items])
         if not self._gauge.has_room(size):
             await self._gauge.make_room(size)
         for message in messages:
@@ -53,8 +53,7 @@ class Publisher:
     def _items(self, messages: Sequence[Outgoing], limit: int) -> list[Item]:
         # Not in the coroutine: what is captured there the garbage collector has to look at, a thousand times when a
         # thousand calls wait.
-        now = self._clock.time()
-        return [Item(message, self._checked(message, limit), now) for message in messages]
+        return [Item(message, self._checked(message, limit)) for message in messages]
 
     def _checked(self, message: Outgoing, limit: int) -> str:
         lines = checked(message, limit)
@@ -68,6 +67,9 @@ class Publisher:
     async def _send_timed(self, items: list[Item]) -> list[Stored]:
         """Some have a time of their own: those go by themselves, and what is known since before it was over is not sent
         again."""
+        now = self._clock.time()
+        for item in items:
+            item.late = item.message.not_before is not None and item.message.not_before > now
         late = [place for place, item in enumerate(items) if item.late]
         new = [
             place

@@ -61,6 +61,8 @@ class Sender:
         """The one that is not answered yet, also while it waits to be repeated."""
         self._chosen = False
         """Whether it is one because that is quicker."""
+        self._alone = False
+        """Whether the server that one is connected to stores what is sent in its order; see `CoreConnection`."""
         self._count = 0
         self._bytes = 0
         self._scheduled = False
@@ -76,7 +78,9 @@ class Sender:
         self._calls[call] = None
         for index, item in enumerate(items):
             item.call, item.index = call, index
-        self._queue(call)
+        call.queued = True
+        self._waiting += len(items)
+        self._line.append(call)
         if not self._scheduled:
             self._board()
             self._schedule()  # whoever comes before the loop turns travels together
@@ -85,13 +89,11 @@ class Sender:
 
     # --- the line ---
 
-    def _queue(self, call: Call, *, first: bool = False) -> None:
+    def _come_back(self, call: Call) -> None:
+        """More of it is to leave, before all others."""
         call.queued = True
         self._waiting += len(call.answers) - call.begun
-        if first:
-            self._line.appendleft(call)
-        else:
-            self._line.append(call)
+        self._line.appendleft(call)
 
     def _leave(self) -> None:
         """The first in line goes, with all that it has left."""
@@ -114,6 +116,7 @@ class Sender:
         """Send what may leave now, in one write."""
         if self._waiter is not None:
             return
+        self._alone = self._link.alone
         flights: list[Flight] = []
         parcels: list[Parcel] = []
         while (self._again or self._line) and (flight := self._next()) is not None:
@@ -152,7 +155,7 @@ class Sender:
             elif self._batch is None and self._pace.batch(self._waiting):
                 self._chosen = True
                 return self._gather()
-            elif self._goes_singly(call):
+            elif (self._alone and self._batch is None) or self._goes_singly(call):
                 if self._count and self._count + self._waiting > self._pace.few:
                     return None  # they will be a batch when those that are under way have arrived
                 return self._single(call)
@@ -164,9 +167,8 @@ class Sender:
         return None
 
     def _goes_singly(self, call: Call) -> bool:
-        if self._link.alone:
-            return self._batch is None or not call.flying
-        few = 1 if self._js.replicated else _SEVERAL
+        """Whether the next of it may leave by itself while a batch, or other servers, may fail what left before."""
+        few = LARGEST if self._alone else 1 if self._js.replicated else _SEVERAL
         return not call.flying and len(call.answers) - call.begun <= few
 
     def _single(self, call: Call) -> Flight:
@@ -175,39 +177,43 @@ class Sender:
         assert isinstance(item, Item)
         call.begun += 1
         self._waiting -= 1
-        if call.begun == len(call.answers) or not (call.late or self._link.alone):
+        if call.begun == len(call.answers):
+            self._line.popleft()
+            call.queued = False
+        elif not (call.late or self._alone):
             self._leave()
         elif not call.begun % LARGEST:
             self._line.rotate(-1)  # a large call takes its turn like others
-        return Flight([item], self.answered)
+        return Flight([item], item.size, self.answered)
 
     def _gather(self) -> Flight:
         """As many as a batch may have, from the front; only of those who have several if it was not chosen."""
         items: list[Item] = []
-        room = _BYTES - self._bytes
+        size, room = 0, _BYTES - self._bytes
         while self._line and len(items) < LARGEST:
             call = self._line[0]
             if call.done():
                 self._leave()
                 continue
-            if call.late or call.begun < call.apart or not (self._chosen or len(call.answers) > 1):
+            begun, several = call.begun, len(call.answers) > 1
+            if call.late or begun < call.apart or not (self._chosen or several):
                 break
-            before = len(items)
-            for item in call.answers[call.begun : call.begun + LARGEST - before]:
+            for item in call.answers[begun : begun + LARGEST - len(items)] if several else call.answers:
                 assert isinstance(item, Item)
-                if items and item.size > room:
+                if size + item.size > room and items:
                     break
                 items.append(item)
-                room -= item.size
-            call.begun += len(items) - before
-            self._waiting -= len(items) - before
+                size += item.size
+                call.begun += 1
             if call.begun == len(call.answers):
-                self._leave()
+                self._line.popleft()
+                call.queued = False
                 continue
-            if len(items) > before:
+            if call.begun > begun:
                 self._line.rotate(-1)
             break
-        self._batch = Flight(items, self.answered)
+        self._waiting -= len(items)
+        self._batch = Flight(items, size, self.answered)
         return self._batch
 
     def _launch(self, flight: Flight, parcels: list[Parcel]) -> None:
@@ -277,9 +283,11 @@ class Sender:
             self._later(flight)
         elif len(flight.items) == 1:
             item = flight.items[0]
-            self._batch_over(flight)
+            if flight is self._batch:
+                self._batch_over(flight)
             self._tell(item, self._stored(ack))
-            self._go_on(item.call)
+            if item.call.left:
+                self._go_on(item.call)
         elif ack.count == len(flight.items):
             self._batch_over(flight)
             for place, item in enumerate(flight.items, ack.seq - ack.count + 1):
@@ -296,7 +304,7 @@ class Sender:
     def _go_on(self, call: Call) -> None:
         """One of it is stored: the next one may leave."""
         if call.begun < len(call.answers) and not call.queued and not call.done():
-            self._queue(call, first=True)
+            self._come_back(call)
             self._schedule()
 
     def _batch_over(self, flight: Flight) -> None:
@@ -349,7 +357,7 @@ class Sender:
             if call.queued:
                 self._waiting += 1
             elif not call.done():
-                self._queue(call, first=True)
+                self._come_back(call)
         self._schedule()
 
     # --- trouble ---
