@@ -54,6 +54,8 @@ class Claimant(msgspec.Struct, frozen=True):
     """Seconds of its deliveries' leases."""
     anew: bool = False
     """The engine's group is still the one of before: it has to be forgotten before this one is declared."""
+    app: str = ""
+    """Name of the application that declared it last; empty when that is not known."""
 
     @property
     def ever(self) -> tuple[Claim, ...]:
@@ -144,9 +146,15 @@ async def load(engine: Engine) -> tuple[Ledger, int]:
 
 
 async def declare(
-    engine: Engine, wishes: Sequence[Wish], *, lease: float, readers: dict[str, tuple[str, ...]] | None = None
+    engine: Engine,
+    wishes: Sequence[Wish],
+    *,
+    lease: float,
+    readers: dict[str, tuple[str, ...]] | None = None,
+    app: str = "",
 ) -> Ledger:
-    """Add groups (and readers) to the ledger and make sure that the engine has all living groups.
+    """Add groups (and readers) to the ledger, in the name of the application, and make sure that the engine has all
+    living groups.
 
     `lease` is that of the groups declared here. Where another process works for one of them it only gets longer:
     shorter than that process believes it would end under its hands.
@@ -154,9 +162,15 @@ async def declare(
     """
     while True:
         ledger, revision = await load(engine)
-        wanted = await _joined(engine, ledger, wishes, readers or {}, lease)
+        wanted = _signed(await _joined(engine, ledger, wishes, readers or {}, lease), wishes, app)
         if (wanted == ledger and revision) or await _write(engine, wanted, revision):
             return await _agree(engine, wanted)
+
+
+def taken(before: Ledger, wishes: Sequence[Wish], app: str) -> dict[str, str]:
+    """Which of these groups another application has declared before, and its name."""
+    known = {wish.name: before.groups.get(wish.name) for wish in wishes}
+    return {name: old.app for name, old in known.items() if old and not old.removed and old.app not in ("", app)}
 
 
 async def change(
@@ -198,9 +212,8 @@ async def restart(engine: Engine, group: str, *, name: str, filters: Sequence[st
             )
         begun = tuple(Claim(filter, stats.last + 1) for filter in filters)
         groups = {**ledger.groups, group: msgspec.structs.replace(old, removed=True)}
-        groups[name] = Claimant(
-            begun, old.emits, old.paused, past=old.ever, ordered=old.ordered, lease=old.lease, anew=name == group
-        )
+        anew = name == group
+        groups[name] = msgspec.structs.replace(old, claims=begun, past=old.ever, removed=False, anew=anew)
         wanted = msgspec.structs.replace(ledger, groups=groups)
         if await _write(engine, wanted, revision):
             break
@@ -310,6 +323,12 @@ def _why_not(ledger: Ledger, name: str, claimant: Claimant, entry: Entry) -> str
     if entry.position < since:
         return f"it began with position {since}, after this message{had}"
     return f"it was declared later{had}"
+
+
+def _signed(ledger: Ledger, wishes: Sequence[Wish], app: str) -> Ledger:
+    """The ledger that remembers who has declared the groups."""
+    signed = {wish.name: msgspec.structs.replace(ledger.groups[wish.name], app=app) for wish in wishes if app}
+    return msgspec.structs.replace(ledger, groups={**ledger.groups, **signed})
 
 
 async def _joined(

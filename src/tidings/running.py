@@ -98,8 +98,11 @@ class Running:
             options = handler.options
             wishes.append(claims.Wish(group, handler.filters, options.start, plan.emits, options.order))
         readers = {f"{self.bus.name}-push": tuple(pushed)} if pushed else None
+        name, lease = self.bus.name, self.bus.settings.lease
         try:
-            self._ledger = await claims.declare(self.engine, wishes, lease=self.bus.settings.lease, readers=readers)
+            before, _ = await claims.load(self.engine)
+            self._ledger = await claims.declare(self.engine, wishes, lease=lease, readers=readers, app=name)
+            self._tell_taken(claims.taken(before, wishes, name))
             await log_id(self.engine)
         except NotAllowed as error:
             # Enough for a process that publishes, waits and pushes, once a worker has declared the rest.
@@ -109,6 +112,16 @@ class Running:
         for relay in self.relays:  # once nothing can fail any more
             relay.start()
             self._stack.push_async_callback(relay.end)
+
+    def _tell_taken(self, taken: dict[str, str]) -> None:
+        for group, other in taken.items():
+            log.warning(
+                "group %r is also that of the application %r: replicas of one group share its messages, and so do "
+                "these two. Unless this one was just renamed, give one of them a group name of its own, or a namespace "
+                "(--namespace, TIDINGS_NAMESPACE)",
+                group,
+                other,
+            )
 
     def _plan(self, handler: Handler) -> Plan:
         # Not by name: functions of a factory, or one that is defined twice, have the same.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -333,3 +334,22 @@ async def test_joining_with_other_settings_says_so(directory: Path, caplog: pyte
         settings = embedded.BrokerSettings(sync_interval="1s")
         async with await embedded.start(directory, settings=settings):
             assert "sync_interval='always'" in caplog.text
+
+
+async def test_a_new_broker_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no project is found each folder gets a broker of its own: the first start there says so, loudly."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "tidings.embedded")
+    for _ in range(2):
+        async with await embedded.start(embedded.project_directory()):
+            pass
+    (told,) = [record for record in caplog.records if "a new broker" in record.getMessage()]
+    assert f"{tmp_path / '.tidings'}: no folder above has a pyproject.toml" in told.getMessage()
+    assert told.levelname == "WARNING"
+    await soon(lambda: server(tmp_path / ".tidings") is None, "nobody is left")
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    assert embedded.project_directory() == tmp_path / ".tidings"

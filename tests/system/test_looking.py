@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nats_server import NatsServer
+from tidings import Bus
 from tidings.engine import Outgoing
 from tidings.engines.nats import NatsEngine
 from tidings.engines.nats.api import JetStream
@@ -126,3 +128,25 @@ async def test_tail_ends_quietly_when_nobody_reads_any_more(server: NatsServer) 
         said = process.stderr.read().decode()
         assert process.wait(30) == 1
     assert [line for line in said.splitlines() if not line.startswith("following")] == []
+
+
+async def test_what_no_running_worker_listens_to_is_explained(server: NatsServer) -> None:
+    """Of a message that the only worker hands back, `explain` says that no running worker has it."""
+    old, new = (Bus(name, url=server.url) for name in ("old", "new"))
+
+    @old.on("events.old", group="save")
+    @new.on("events.new", group="save")
+    async def save(body: dict[str, Any]) -> None: ...
+
+    async with old:
+        await old.publish("events.old", {})
+    async with new:
+        await new.work()
+
+        async def why() -> str:
+            (entry,) = await new.engine.read([">"], 0, 1)
+            return (await new.engine.states(entry))["save"].detail
+
+        async with asyncio.timeout(30):
+            while "none listens to its subject" not in await why():
+                await asyncio.sleep(0.05)

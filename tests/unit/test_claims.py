@@ -18,7 +18,7 @@ from tidings.claims import Ledger, Wish
 from tidings.clock import ManualClock
 from tidings.engine import Done, Outgoing
 from tidings.engines.memory import MemoryEngine, MemoryStore
-from tidings.testing import TestBus
+from tidings.testing import TestBus, attached
 
 
 @dataclass
@@ -390,3 +390,44 @@ async def test_a_bus_declares_all_its_groups_whatever_it_runs() -> None:
             await t.settle(0.05)
         assert seen == ["one"]
         assert t.store.stats().groups["two"].waiting == 1
+
+
+async def test_two_applications_with_one_group_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The one that comes second names the first; a restart of either alone is silent, and so is a replica."""
+    store = MemoryStore(ManualClock())
+
+    async def started(name: str) -> list[str]:
+        bus = tidings.Bus(name, url="memory:")
+
+        @bus.on(f"events.{name}", group="save")
+        async def save(body: dict[str, Any]) -> None: ...
+
+        caplog.clear()
+        engine = MemoryEngine(store)
+        await engine.open()
+        async with attached(bus, engine, store.clock):
+            await engine.close()
+        return [record.getMessage() for record in caplog.records]
+
+    assert await started("hello") == await started("hello") == []
+    (told,) = await started("two")
+    assert "group 'save' is also that of the application 'hello'" in told
+    assert "TIDINGS_NAMESPACE" in told
+    assert await started("two") == []
+    assert len(await started("hello")) == 1
+
+
+async def test_a_ledger_of_before_its_applications_were_remembered(world: World) -> None:
+    """It is read as it is, its groups belong to nobody, and the next declaration says whose they are."""
+    await world.declare(Wish("g", ("events.a",)))
+    ledger, revision = await claims.load(world.engine)
+    stored = msgspec.to_builtins(ledger)
+    del stored["groups"]["g"]["app"]
+    await world.engine.register("claims", msgspec.json.encode(stored), revision)
+    wishes = [Wish("g", ("events.a",))]
+    before, _ = await claims.load(world.engine)
+    assert claims.taken(before, wishes, "todo") == {}
+    await claims.declare(world.engine, wishes, lease=30, app="todo")
+    after, _ = await claims.load(world.engine)
+    assert claims.taken(after, wishes, "todo") == {}
+    assert claims.taken(after, wishes, "shop") == {"g": "todo"}

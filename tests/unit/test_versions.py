@@ -10,7 +10,7 @@ import tidings
 from handlers import AT_ONCE
 from tidings.clock import ManualClock
 from tidings.engine import DeadLetter, Entry, Outgoing
-from tidings.engines.memory import MemoryEngine
+from tidings.engines.memory import MemoryEngine, MemoryStore
 from tidings.errors import DecodeError
 from tidings.testing import TestBus, attached
 from tidings.versions import Patience
@@ -279,3 +279,30 @@ def test_what_has_no_version_has_no_upcaster() -> None:
     """A class without a subject is refused."""
     with pytest.raises(tidings.ConfigError, match="no subject"):
         new_bus().upcast(int, from_version=1)
+
+
+async def test_what_no_handler_here_listens_to_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """A group that another application has claimed more for: the log names the subject and what to do."""
+    wide, narrow = new_bus(), new_bus()
+
+    @wide.on("events.>", group="g")
+    async def every(body: dict[str, Any]) -> None: ...
+
+    @narrow.on("events.mine", group="g")
+    async def mine(body: dict[str, Any]) -> None: ...
+
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    engine = MemoryEngine(store)
+    await engine.open()
+    async with attached(wide, engine, clock):
+        await wide.publish("events.other", {})
+    async with attached(narrow, engine, clock) as running:
+        await running.work()
+        for _ in range(22):
+            await clock.advance(5)
+    told = [record.getMessage() for record in caplog.records if "handed back" in record.getMessage()]
+    assert len(told) == 2
+    assert "events.other" in told[0]
+    assert "tidings groups ls" in told[0]
+    await engine.close()

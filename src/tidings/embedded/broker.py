@@ -18,7 +18,7 @@ from tidings.permissions import User
 from .answering import answering
 from .binary import check_data, find_binary
 from .config import Address, BrokerSettings
-from .locate import Layout, unusable
+from .locate import Layout, has_run, is_project, project_directory, unusable
 from .locks import FileLock, ProcessLock, hold_lifeline, holder_of
 from .probe import ProbeError
 from .state import State
@@ -37,12 +37,27 @@ async def start(directory: Path, *, user: User = "work", settings: BrokerSetting
     it needs to recover its data, as long as its log grows. Cancelled, it leaves nothing behind. Raises `BrokerError`.
     """
     broker = Broker(Layout.of(directory), user, settings or BrokerSettings())
+    new = not has_run(directory)
     try:
         await broker._join()
+        if new:
+            _tell_new(broker.directory)
     except BaseException:
         await broker.close()
         raise
     return broker
+
+
+def _tell_new(directory: Path) -> None:
+    """A folder that nobody has chosen is told as a trouble is: from another one there would be another broker."""
+    if directory == project_directory() and not is_project(directory.parent):
+        log.warning(
+            "a new broker in %s: no folder above has a pyproject.toml or .git, so each folder that something is "
+            "started in has its own (TIDINGS_URL=embedded:DIR chooses one for all)",
+            directory,
+        )
+    else:
+        log.info("a new broker in %s", directory)
 
 
 class Broker:

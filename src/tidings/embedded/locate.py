@@ -24,10 +24,12 @@ def project_directory(start: Path | None = None) -> Path:
     """`.tidings` at the project root: the nearest folder upwards from `start` (default: the working directory) with a
     `pyproject.toml` or `.git`, else `start` itself."""
     origin = (start or Path.cwd()).resolve()
-    for folder in (origin, *origin.parents):
-        if (folder / "pyproject.toml").is_file() or (folder / ".git").exists():
-            return folder / ".tidings"
-    return origin / ".tidings"
+    return next(filter(is_project, (origin, *origin.parents)), origin) / ".tidings"
+
+
+def is_project(folder: Path) -> bool:
+    """Whether it is the root of one."""
+    return (folder / "pyproject.toml").is_file() or (folder / ".git").exists()
 
 
 def has_run(directory: Path) -> bool:

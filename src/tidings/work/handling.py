@@ -22,6 +22,7 @@ from ..engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, R
 from ..errors import DecodeError
 from ..events import EventSpec, spec_of
 from ..handlers import Handler
+from ..logs import Lasting
 from ..message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
 from ..publisher import Publisher
 from ..registry import Plan
@@ -85,6 +86,7 @@ class Handling:
         self.fence: tuple[str, int] | None = None
         """Of an ordered group: name and epoch under which this worker is the active one in the database."""
         self._readers: dict[str, tuple[EventSpec | None, Codec]] = {}
+        self._of_others: dict[str, Lasting] = {}
         self._patience = Patience(self.clock, patience)
         self._provided = [parameter for parameter in plan.parameters if parameter.kind == "provided"]
         self._at_hand = [parameter for parameter in plan.parameters if parameter.kind != "provided"]
@@ -94,6 +96,7 @@ class Handling:
         entry = delivery.entry
         if entry.subject not in self._readers and not self.handler.listens_to(entry.subject):
             # The group's claims are wider than this version's filters: a newer or older one of us handles it.
+            self._tell_of_none(entry.subject)
             return Release(delivery, delay=AGAIN)
         over = None if delivery.replay else expiry(entry.headers)
         if over is not None and over <= self.clock.time():
@@ -105,6 +108,19 @@ class Handling:
                 return Release(delivery, delay=left)
             reason: Reason = error.reason  # type: ignore[assignment]
             return self._dead(delivery, reason, error)
+
+    def _tell_of_none(self, subject: str) -> None:
+        if subject not in self._of_others:
+            if len(self._of_others) >= _READERS:
+                self._of_others.clear()
+            self._of_others[subject] = Lasting(log, self.clock)
+        self._of_others[subject].met(
+            "handed back: %s does not listen to %s, which its group %s has claimed. It waits for a worker that does: "
+            "of another version, or of another application with a group of this name (tidings groups ls)",
+            self.handler.name,
+            subject,
+            self.handler.options.group,
+        )
 
     async def handle(self, delivery: Delivery, message: Message[Any]) -> tuple[Outcome, list[Outgoing]]:
         """Run the handler; returns what becomes of the delivery and what it staged for sending after its commit. To be

@@ -112,6 +112,9 @@ class Census:
         accounted += sum(attempts.until > now for attempts in retrying.values())
         if accounted >= consumer["num_ack_pending"]:
             return GroupState("done")
+        if holdings:
+            why = "none listens to its subject, or its worker died"
+            return GroupState("leased", f"by no running worker: {why}; again within {shape.lease:g} s")
         return GroupState("leased", f"by a reader that does not answer, or on its way: back within {shape.lease:g} s")
 
     async def _holdings(self, group: str, position: int) -> list[Holding]:
