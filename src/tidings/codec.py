@@ -130,6 +130,11 @@ class _Pydantic:
             raise _refused(error) from error
 
 
+def plain(value: Any) -> Any:
+    """The value as dicts, lists and plain values: what its JSON says."""
+    return msgspec.to_builtins(value, str_keys=True, enc_hook=_to_plain)
+
+
 def _to_plain(value: Any) -> Any:
     """Pydantic models inside other types: msgspec asks here for what it does not know."""
     made: Any = type(value)

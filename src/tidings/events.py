@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, dataclass_transform, get_args, get_ori
 
 import msgspec
 
+from .bodies import Body
 from .errors import ConfigError, InvalidMessage
 from .subjects import check_subject
 
@@ -110,15 +111,16 @@ def _reply_type(cls: type) -> Any:
     )
 
 
-class Event(msgspec.Struct, metaclass=EventMeta):
+class Event(Body, msgspec.Struct, metaclass=EventMeta):
     """Base of typed, durable events: `class NewItem(Event, subject="events.todo.newitem"): item: str`.
 
     Instances are frozen. Fields are checked strictly when a message arrives; fields that are unknown here are
-    ignored, so that a newer publisher may add some.
+    ignored, so that a newer publisher may add some. In FastAPI an event is a body or an answer, in a Pydantic model a
+    field.
     """
 
 
-class Request(msgspec.Struct, Generic[R], metaclass=EventMeta):
+class Request(Body, msgspec.Struct, Generic[R], metaclass=EventMeta):
     """Base of typed requests: `class CountItems(Request[int], subject="todo.count"): ...` is answered with an int."""
 
 

@@ -32,7 +32,7 @@ LAYERS = (
         "failpoints",
     ),  # ground floor
     ("delivery", "engine", "signals", "unit"),  # the two seams
-    ("message", "codec", "events", "retry", "rate", "settings"),  # values that everything speaks in
+    ("message", "codec", "bodies", "events", "retry", "rate", "settings"),  # values that everything speaks in
     ("permissions", "embedded", "engines", "sql"),  # what stands behind the seams
     (
         "batch",
