@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from .clock import Clock
+if TYPE_CHECKING:
+    from .clock import Clock  # brings asyncio along, which `tidings health` does without
 
 _NONE: dict[str, Any] = {}
 _fields: ContextVar[Callable[[], dict[str, Any]]] = ContextVar("tidings_log_fields", default=_NONE.copy)
