@@ -3,11 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
+import pytest
+
+from conformance.nats_wire import frames, is_receipt
 from nats_server import NatsServer
+from on_nats import until
+from tidings.conformance.proxy import Proxy
+from tidings.engines.nats import Address
+from tidings.engines.nats.connection import Frame
 from tidings.engines.nats.link import Disconnected, Link
 
 pytest_plugins = ("on_nats",)
+
+
+@pytest.fixture
+async def proxy(server: NatsServer) -> AsyncIterator[Proxy]:
+    """Stands before the server."""
+
+    async def target() -> tuple[str, int]:
+        return "127.0.0.1", server.port
+
+    proxy = Proxy(target, frames, is_receipt)
+    await proxy.start()
+    yield proxy
+    await proxy.close()
+
+
+@pytest.fixture
+async def shaky(proxy: Proxy) -> AsyncIterator[Link]:
+    """A connection through the proxy."""
+
+    async def locate() -> Address:
+        return Address((f"nats://127.0.0.1:{proxy.port}",))
+
+    link = Link(locate)
+    await link.open(10)
+    yield link
+    await link.close()
 
 
 async def test_who_asks_while_there_is_none_does_not_end_the_next_one(server: NatsServer, link: Link) -> None:
@@ -45,3 +79,28 @@ async def test_who_waits_outlasts_a_connection_that_is_lost_at_once(server: Nats
         await asyncio.sleep(0)
     await link.ready(20.0)
     assert (link.connected, link.generation, left) == (True, before + 4, 0)
+
+
+async def test_who_subscribes_while_it_is_made_takes_part(proxy: Proxy, shaky: Link, link: Link) -> None:
+    """Whoever subscribes after a connection was lost hears something as soon as the next one stands, in whatever
+    moment of its making that was."""
+    before, subjects, heard = shaky.generation, list[str](), set[str]()
+
+    def hear(frame: Frame) -> None:
+        heard.add(frame.subject)
+
+    proxy.delay(0.05)
+    proxy.drop()
+    while shaky.generation == before:
+        subjects.append(f"a.{len(subjects)}")
+        await shaky.subscribe(subjects[-1], hear)
+        await asyncio.sleep(0.01)
+    proxy.delay(0.0)
+    await shaky.flush()
+    for subject in subjects:
+        await link.publish(subject)
+
+    async def all_heard() -> bool:
+        return heard == set(subjects)
+
+    await until(all_heard)

@@ -15,8 +15,9 @@ from typing import Any, Final, TypeAlias
 
 from ...errors import Closed, EngineError, EngineUnavailable, NotAllowed, StoreFull, TooLarge
 from .answers import Answers, OnAnswer, settle
-from .connection import BACKLOG, Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, Subscribed, connect_nats_py
+from .connection import BACKLOG, Address, CoreConnection, Frame, OnDenied, OnFrame, OnLost, connect_nats_py
 from .outbound import Parcel, lines_of
+from .subscriptions import Subscription, Subscriptions
 
 log = logging.getLogger("tidings.engines.nats")
 
@@ -49,30 +50,6 @@ class Denied(NotAllowed):
         self.subject = subject
 
 
-class Subscription:
-    """A subscription that outlives reconnects, until `close`."""
-
-    def __init__(self, link: Link, subject: str, queue: str, on_frame: OnFrame) -> None:
-        self.subject = subject
-        self.queue = queue
-        self.on_frame = on_frame
-        self.current: Subscribed | None = None
-        self._link = link
-
-    async def close(self) -> None:
-        self._link._subscriptions.discard(self)
-        current, self.current = self.current, None
-        if current is not None:
-            await current.close()
-
-    async def drain(self) -> None:
-        """Like `close`, and returns when all that was on its way has been handed to `on_frame`."""
-        self._link._subscriptions.discard(self)
-        current, self.current = self.current, None
-        if current is not None:
-            await current.drain()
-
-
 class Link:
     """Reconnects for as long as it is open. Nothing is kept for later: what cannot be sent raises `Disconnected`."""
 
@@ -89,7 +66,7 @@ class Link:
         self._connector = connector
         self._name = name
         self._connection: CoreConnection | None = None
-        self._subscriptions: set[Subscription] = set()
+        self._subscriptions = Subscriptions()
         self._answers = Answers()
         self._up = asyncio.Event()
         self._down = asyncio.Event()
@@ -133,7 +110,7 @@ class Link:
         """Connect. Raises `EngineUnavailable` after `patience` seconds."""
         self._closed = False
         self._up.clear()
-        self._subscriptions = set()
+        self._subscriptions = Subscriptions()
         self.inbox = ""
         self._task = asyncio.create_task(self._run(), name="tidings nats link")
         await self.ready(patience)
@@ -316,11 +293,7 @@ class Link:
 
     async def subscribe(self, subject: str, on_frame: OnFrame, queue: str = "") -> Subscription:
         """Take part from now on, over reconnects too; while disconnected it begins with the next connection."""
-        subscription = Subscription(self, subject, queue, on_frame)
-        self._subscriptions.add(subscription)
-        if self._connection is not None and self._up.is_set():
-            await self._restore(self._connection, subscription)
-        return subscription
+        return await self._subscriptions.add(subject, on_frame, queue)
 
     async def flush(self) -> None:
         """Returns when the server has read all that was sent before. Raises `Disconnected`."""
@@ -395,7 +368,7 @@ class Link:
         address = await self._locate()
         if not self.inbox:
             self.inbox = f"{address.inbox_prefix}.{secrets.token_hex(8)}"
-            self._subscriptions.add(Subscription(self, f"{self.inbox}.a.*", "", self._answers.take))
+            await self._subscriptions.add(f"{self.inbox}.a.*", self._answers.take)
         servers = list(dict.fromkeys([*random.sample(address.servers, len(address.servers)), *self._known]))
         problems: list[str] = []
         for server in servers:
@@ -407,8 +380,7 @@ class Link:
                 problems.append(str(error))
                 continue
             try:
-                for subscription in list(self._subscriptions):
-                    await self._restore(connection, subscription)
+                await self._subscriptions.restore(connection)
                 await connection.ping()
                 if self._deaf:
                     raise EngineUnavailable(f"this user may not subscribe to {self.inbox}.>, its answers: {_ALLOW}")
@@ -430,11 +402,6 @@ class Link:
             self._tell()
             return
         raise EngineUnavailable("; ".join(problems) or "no server is known")
-
-    async def _restore(self, connection: CoreConnection, subscription: Subscription) -> None:
-        subscription.current = await connection.subscribe(
-            subscription.subject, subscription.queue, subscription.on_frame
-        )
 
     async def _watch(self) -> None:
         """Returns when the connection is lost."""
@@ -458,8 +425,7 @@ class Link:
         self._up.clear()
         self._down.set()
         self._answers.fail(error)
-        for subscription in self._subscriptions:
-            subscription.current = None
+        self._subscriptions.lost()
         if connection is not None:
             self._hang_up(connection)
 

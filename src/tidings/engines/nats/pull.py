@@ -23,8 +23,9 @@ from .fetch import Fetch
 from .groups import Groups
 from .headers import ORIGIN
 from .layout import NS, Layout, Shape
-from .link import Disconnected, Subscription
+from .link import Disconnected
 from .strangers import answerable, places
+from .subscriptions import Subscription
 from .unbroken import Unbroken
 from .wire import UNNOTED, Attempts, Token, clean, first_body, origin_of, original, source
 

@@ -13,7 +13,7 @@ from ...subjects import matches, normalise
 from .api import PAGE, JetStream
 from .connection import Frame
 from .layout import Layout
-from .link import Subscription
+from .subscriptions import Subscription
 from .wire import direct_entry
 
 _POLLS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)

@@ -15,8 +15,9 @@ import msgspec
 
 from ...version import __version__
 from .connection import Frame
-from .link import Link, Subscription
+from .link import Link
 from .strangers import answerable
+from .subscriptions import Subscription
 
 _VERBS: Final = ("PING", "INFO", "STATS")
 
