@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from conformance.nats_wire import frames, is_receipt
 from nats_server import NatsServer
+from tidings.conformance.proxy import Proxy
 from tidings.engine import Delivery, Engine
 from tidings.engines.nats.api import JetStream
 from tidings.engines.nats.link import Link
@@ -23,6 +25,19 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
     await server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture
+async def proxy(server: NatsServer) -> AsyncIterator[Proxy]:
+    """Stands before the server."""
+
+    async def target() -> tuple[str, int]:
+        return "127.0.0.1", server.port
+
+    proxy = Proxy(target, frames, is_receipt)
+    await proxy.start()
+    yield proxy
+    await proxy.close()
 
 
 @pytest.fixture

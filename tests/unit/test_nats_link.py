@@ -7,28 +7,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from conformance.nats_wire import frames, is_receipt
 from nats_server import NatsServer
 from on_nats import until
 from tidings.conformance.proxy import Proxy
 from tidings.engines.nats import Address
-from tidings.engines.nats.connection import Frame
+from tidings.engines.nats.connection import PING_TIMEOUT, Frame
 from tidings.engines.nats.link import Disconnected, Link
 
 pytest_plugins = ("on_nats",)
-
-
-@pytest.fixture
-async def proxy(server: NatsServer) -> AsyncIterator[Proxy]:
-    """Stands before the server."""
-
-    async def target() -> tuple[str, int]:
-        return "127.0.0.1", server.port
-
-    proxy = Proxy(target, frames, is_receipt)
-    await proxy.start()
-    yield proxy
-    await proxy.close()
 
 
 @pytest.fixture
@@ -104,3 +90,15 @@ async def test_who_subscribes_while_it_is_made_takes_part(proxy: Proxy, shaky: L
         return heard == set(subjects)
 
     await until(all_heard)
+
+
+async def test_a_drain_ends_with_its_connection(proxy: Proxy, shaky: Link) -> None:
+    """Who waits for what is still on its way does not wait for what a lost connection would have brought."""
+    subscription = await shaky.subscribe("a", lambda frame: None)
+    await shaky.flush()
+    proxy.stall()
+    draining = asyncio.create_task(subscription.drain())
+    await asyncio.sleep(0)
+    proxy.drop()
+    async with asyncio.timeout(PING_TIMEOUT / 2):
+        await draining

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,11 @@ import pytest
 from nats_server import NatsServer
 from on_nats import take
 from tidings.clock import Clock, ManualClock, SystemClock
+from tidings.conformance.proxy import Proxy
 from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, Release, RetryAfter
 from tidings.engines.nats import Address, NatsEngine
 from tidings.engines.nats.link import Denied
+from tidings.errors import EngineUnavailable
 
 pytest_plugins = ("on_nats",)
 
@@ -34,6 +37,37 @@ async def opened(server: NatsServer, clock: Clock | None = None, lease: float = 
 
 async def publish(engine: NatsEngine, *names: str) -> None:
     await engine.publish([Outgoing("events.a", b"{}", {"ce-id": name}, name) for name in names])
+
+
+async def test_what_waits_behind_a_dead_wire_is_somebody_elses(server: NatsServer, proxy: Proxy) -> None:
+    """What waits in a process for room is not begun there once its lease may be over, as long as nobody knows whether
+    the server has heard of the renewal."""
+    other = await opened(server, lease=2.0)
+
+    async def locate() -> Address:
+        return Address((f"nats://127.0.0.1:{proxy.port}",))
+
+    engine = NatsEngine(locate)
+    await engine.open()
+    try:
+        await publish(other, "a", "b", "c", "d")
+        await engine.settle([Done(delivery) for delivery in await engine.pull("g", 2, 5.0)])
+        waiting = engine._pullers["g"]._buffer
+        async with asyncio.timeout(10):
+            while len(waiting) < 2:
+                await asyncio.sleep(0.01)
+        proxy.stall()
+        taking = asyncio.create_task(take(other, 2))
+        with contextlib.suppress(EngineUnavailable):
+            while not taking.done():
+                assert await engine.pull("g", 0, 0.0) == []
+                await asyncio.sleep(0.02)
+            assert await engine.pull("g", 2, 0.0) == []
+        await taking
+    finally:
+        proxy.drop()
+        await engine.close()
+        await other.close()
 
 
 async def test_what_ends_while_others_are_written_is_not_acknowledged(server: NatsServer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
 
 from tidings.engine import Done, Engine, Headers, Lagged, Reply, Signal, Stored
 from tidings.errors import Closed, Conflict, EngineUnavailable, RequestError, Unconfirmed
@@ -12,6 +13,8 @@ from tidings.errors import Closed, Conflict, EngineUnavailable, RequestError, Un
 from .case import case, eventually
 from .steps import finish, glance, group, heard, message, nothing, publish, raising, take, take_one, texts
 from .world import WiredWorld, World
+
+T = TypeVar("T")
 
 FREEZE = 3.0
 LONG_FREEZE = 9.0
@@ -219,6 +222,35 @@ async def three_drops_in_a_row(world: WiredWorld) -> None:
     finally:
         handling.cancel()
         await asyncio.gather(handling, return_exceptions=True)
+
+
+@case("seam", wired=True)
+async def a_drop_in_a_call_costs_a_moment(world: WiredWorld) -> None:
+    """What may be done twice goes on over the next connection when one is lost in its middle: who begins to listen or
+    to answer is heard of, leases are renewed, groups declared, the log is read."""
+    engine, link = await world.linked()
+    other = await world.engine()
+    await engine.declare([group(world)])
+    await publish(engine, "held")
+    held = await take_one(engine, "g")
+
+    async def interrupted(call: Awaitable[T]) -> T:
+        link.stall()
+        calling = asyncio.ensure_future(call)
+        await world.wait(world.moment)
+        link.drop()
+        return await calling
+
+    before = held.deadline
+    await interrupted(engine.extend([held]))
+    assert held.deadline > before
+    await interrupted(engine.declare([group(world)]))
+    assert [entry.body for entry in await interrupted(engine.read(["events.>"], 0, 1))] == [b"held"]
+    async with contextlib.AsyncExitStack() as stack:
+        await interrupted(stack.enter_async_context(engine.serve("ask.me", "g", _echo)))
+        signals = await interrupted(stack.enter_async_context(engine.listen(["live.news"])))
+        await _until_reached(other, anext(signal async for signal in signals if signal != Lagged(None)))
+        await _until_answered(other)
 
 
 @case("seam", wired=True)
@@ -439,7 +471,11 @@ async def _published(engine: Engine, text: str) -> bool:
 async def _until_heard(speaker: Engine, signals: AsyncIterator[Signal | Lagged]) -> None:
     """The listener is told that it missed something, and then hears again."""
     assert await anext(signals) == Lagged(None)
-    hearing = asyncio.ensure_future(heard(signals))
+    await _until_reached(speaker, heard(signals))
+
+
+async def _until_reached(speaker: Engine, listening: Awaitable[object]) -> None:
+    hearing = asyncio.ensure_future(listening)
 
     async def again() -> bool:
         await speaker.broadcast("live.news", b"again", {})

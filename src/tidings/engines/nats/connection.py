@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
@@ -154,7 +154,7 @@ class NatsPy:
             # out empty: so frames of all subscriptions keep their order, without a queue and a task for each of them.
             self._client.msg_class = self._receive_parsed  # type: ignore[assignment]
         self._receivers: dict[int, OnFrame] = {}
-        self._pinging: set[asyncio.Future[None]] = set()
+        self._awaited: set[asyncio.Future[None]] = set()
         self._problem: Exception | None = None
         self._open = False
         self._closed = asyncio.Event()
@@ -220,11 +220,25 @@ class NatsPy:
         raw = await self._client.subscribe(subject, queue)
         number = raw._id
         self._receivers[number] = on_frame
-        return _Subscription(raw, lambda: self._receivers.pop(number, None))
+        return _Subscription(raw, lambda: self._receivers.pop(number, None), self._answered)
 
     async def ping(self) -> None:
+        try:
+            pong: asyncio.Future[Any]
+            if self._lean is None:
+                pong = asyncio.ensure_future(self._flush())
+            else:
+                pong = asyncio.get_running_loop().create_future()
+                await self._lean._send_ping(pong)
+            await self._answered(pong)
+        except Exception as error:
+            self._lost(error)
+            raise ConnectionError(f"{self.server} does not answer: {str(error) or 'no answer in time'}") from error
+
+    async def _answered(self, pong: asyncio.Future[Any]) -> None:
+        """Returns with the server's answer to something; raises when it stays out, or at once when the connection is
+        lost. What nats-py was given is not cancelled with the caller: its reader dies of a PONG for nobody."""
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pinging.add(answered)
 
         def end(pong: asyncio.Future[Any]) -> None:
             error = None if pong.cancelled() else pong.exception()
@@ -233,22 +247,15 @@ class NatsPy:
             elif not answered.done():
                 answered.set_result(None)
 
+        pong.add_done_callback(end)
+        if not self._open:
+            raise ConnectionError("the connection is lost")
+        self._awaited.add(answered)
         try:
-            # What nats-py is given is not cancelled with the caller: its reader dies of a PONG for nobody.
-            pong: asyncio.Future[Any]
-            if self._lean is None:
-                pong = asyncio.ensure_future(self._flush())
-            else:
-                pong = asyncio.get_running_loop().create_future()
-                await self._lean._send_ping(pong)
-            pong.add_done_callback(end)
             async with asyncio.timeout(PING_TIMEOUT):
                 await answered
-        except Exception as error:
-            self._lost(error)
-            raise ConnectionError(f"{self.server} does not answer: {str(error) or 'no answer in time'}") from error
         finally:
-            self._pinging.discard(answered)
+            self._awaited.discard(answered)
 
     async def _flush(self) -> None:
         await self._outlet.emptied()
@@ -262,7 +269,7 @@ class NatsPy:
     async def close(self) -> None:
         self._open = False
         self._receivers.clear()
-        self._end_pings()
+        self._end_waiting()
         try:
             async with asyncio.timeout(2.0):
                 await self._client.close()
@@ -297,10 +304,10 @@ class NatsPy:
         if self._open:
             self._open = False
             self._on_lost(error)
-        self._end_pings()
+        self._end_waiting()
 
-    def _end_pings(self) -> None:
-        for answered in self._pinging:
+    def _end_waiting(self) -> None:
+        for answered in self._awaited:
             _fail(answered, ConnectionError("the connection is lost"))
 
     async def _note_error(self, error: Exception) -> None:
@@ -324,9 +331,12 @@ def _fail(future: asyncio.Future[None], error: BaseException) -> None:
 
 
 class _Subscription:
-    def __init__(self, raw: Any, forget: Callable[[], object]) -> None:
+    def __init__(
+        self, raw: Any, forget: Callable[[], object], answered: Callable[[asyncio.Future[Any]], Awaitable[None]]
+    ) -> None:
         self._raw = raw
         self._forget = forget
+        self._answered = answered
 
     async def close(self) -> None:
         self._forget()
@@ -334,12 +344,8 @@ class _Subscription:
             await self._raw.unsubscribe()
 
     async def drain(self) -> None:
-        # Not cancelled with the caller, see `ping`.
-        task = asyncio.ensure_future(self._raw.drain())
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            async with asyncio.timeout(PING_TIMEOUT):
-                await asyncio.shield(task)
+            await self._answered(asyncio.ensure_future(self._raw.drain()))
         except Exception as error:
             log.debug("draining %s: %s", self._raw.subject, error)
         await self.close()

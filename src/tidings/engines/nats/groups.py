@@ -64,8 +64,8 @@ class Groups:
         return shape
 
     def lease(self, name: str) -> float:
-        """Seconds of a group's leases, of those that were pulled from or declared here."""
-        return self._known[name].lease
+        """Seconds of a group's leases, of those that were pulled from or declared here; 0 once it is forgotten."""
+        return shape.lease if (shape := self._known.get(name)) else 0.0
 
     async def ordered(self, name: str) -> bool:
         """Whether the group was declared as ordered."""

@@ -30,6 +30,7 @@ _PAUSES: Final = (0.05, 0.1, 0.2, 0.3, 0.5)
 _WATCH: Final = 1.0
 _LAST_WORD: Final = 2.0
 _AGAIN: Final = 0.2
+_REST: Final = 0.02
 _PINGS: Final = 5
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 _ALLOW = "`tidings doctor --permissions` prints what each user has to be allowed"
@@ -301,6 +302,20 @@ class Link:
             await self._usable().ping()
         except OSError as error:
             raise Disconnected(self._nobody()) from error
+
+    async def outlast(self, attempt: Callable[[], Awaitable[None]], patience: float) -> None:
+        """Do something that may be repeated, again whenever the connection is lost in it. Raises `EngineUnavailable`
+        when none has stood long enough in `patience` seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience
+        while True:
+            await self.ready(max(until - loop.time(), 0.0))
+            try:
+                return await attempt()
+            except Disconnected:
+                if loop.time() >= until:
+                    raise
+            await asyncio.sleep(_REST)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside; what it raises is logged. For the rare, never for each message."""

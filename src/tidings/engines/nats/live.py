@@ -32,7 +32,8 @@ class Live:
         self._generation = link.generation
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> bool:
-        """See `Engine.broadcast`: True or False."""
+        """See `Engine.broadcast`: True or False. It is sent once: over a connection that is lost nobody knows who has
+        heard it, and repeated it could be heard twice."""
         lines = self._checked(channel, body, headers)
         await self._link.ready(self._timeout)
         answer = await self._link.ask(channel, body, lines)
@@ -44,19 +45,22 @@ class Live:
                     break
                 await asyncio.sleep(0)
             return not (answer.done() and answer.result().status == "503")
+        except Disconnected as error:
+            raise EngineUnavailable(
+                f"the connection was lost while {channel} was told, heard or not: {error}"
+            ) from error
         finally:
             answer.cancel()
 
     @asynccontextmanager
     async def listen(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[Signal | Lagged]]:
         """See `Engine.listen`."""
-        await self._link.ready(self._timeout)
         filters = normalise(list(channels))
         listener = Backlog(filters)
-        self._listeners.add(listener)
         subscriptions = [await self._link.subscribe(filter, _hears(listener, filter)) for filter in filters]
         try:
-            await self._link.flush()
+            await self._link.outlast(self._link.flush, self._timeout)
+            self._listeners.add(listener)
             yield listener
         finally:
             listener.end(StopAsyncIteration())
@@ -87,13 +91,12 @@ class Live:
     async def serve(self, subject: str, group: str, responder: Responder) -> AsyncIterator[None]:
         """See `Engine.serve`. Requests run beside each other; leaving waits for those that have begun."""
         answering = _Answering(self._link, responder, Endpoint(subject, group))
-        await self._link.ready(self._timeout)
         subscription = await self._link.subscribe(subject, answering.crew.take, queue=group)
         found = not subject.startswith("_")  # a channel of one asker is no service
         try:
             if found:
                 await self._services.enter(answering.endpoint)
-            await self._link.flush()
+            await self._link.outlast(self._link.flush, self._timeout)
             yield
         finally:
             if found:

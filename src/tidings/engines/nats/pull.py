@@ -23,6 +23,7 @@ from .fetch import Fetch
 from .groups import Groups
 from .headers import ORIGIN
 from .layout import NS, Layout, Shape
+from .leases import SAFE, renew
 from .link import Disconnected
 from .strangers import answerable, places
 from .subscriptions import Subscription
@@ -31,8 +32,6 @@ from .wire import UNNOTED, Attempts, Token, clean, first_body, origin_of, origin
 
 log = logging.getLogger("tidings.engines.nats")
 
-SAFE: Final = 5 / 6
-"""Part of the lease after which nothing is settled any more."""
 _LOOK_AGAIN: Final = 0.1
 """Seconds after which it is looked again whether what is here may be handed out."""
 _WHOLE_INBOX: Final = 500
@@ -419,10 +418,7 @@ class Puller:
                 self._link.spawn(self.stop())
                 return
             with contextlib.suppress(EngineUnavailable):
-                waiting = list(self._buffer)
-                self._link.send_each([delivery.token.reply for delivery in waiting], b"+WPI")
-                for delivery in waiting:
-                    delivery.deadline = now + self._shape.lease * SAFE
+                await renew(self._link, self._clock, self._buffer, self._groups.lease)
 
     async def _hand_back(self, deliveries: list[Delivery], others: Sequence[str] = ()) -> None:
         """At once; what has come back often with a note (`UNNOTED`). Without a server they come back with the end

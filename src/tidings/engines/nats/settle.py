@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -14,8 +15,9 @@ from ...errors import Conflict, EngineUnavailable, TidingsError
 from .api import WRONG_SEQUENCE, ApiError, JetStream, expect, read_ack
 from .connection import Frame
 from .layout import Layout
+from .leases import is_ours, renew
 from .link import Disconnected
-from .pull import SAFE, nak
+from .pull import nak
 from .purge import hold
 from .wire import UNNOTED, Attempts, copied, death_of, parking_of, refers, shortened
 
@@ -90,16 +92,8 @@ class Settler:
 
     async def extend(self, deliveries: Sequence[Delivery], lease: Callable[[str], float]) -> None:
         """See `Engine.extend`."""
-        if not any(map(self._ours, deliveries)):
-            return
-        await self._link.ready(self._js.timeout)
-        # Asked behind the wait: a lease that ended meanwhile may be somebody else's, and it would be theirs.
-        now = self._clock.monotonic()
-        ours = [delivery for delivery in deliveries if self._ours(delivery)]
-        self._link.send_each([delivery.token.reply for delivery in ours], b"+WPI")
-        await self._link.flush()
-        for delivery in ours:
-            delivery.deadline = now + lease(delivery.group) * SAFE
+        if any(map(self._ours, deliveries)):
+            await self._link.outlast(partial(renew, self._link, self._clock, deliveries, lease), self._js.timeout)
 
     def _valid(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """The first word on each delivery that is still ours."""
@@ -108,12 +102,12 @@ class Settler:
         for outcome in outcomes:
             delivery = outcome.delivery
             # After the deadline it may be somebody else's, and an acknowledgement of ours would count for theirs.
-            if now < delivery.deadline and not delivery.token.settled:
+            if is_ours(delivery, now):
                 first.setdefault(delivery.token.reply, outcome)
         return list(first.values())
 
     def _ours(self, delivery: Delivery) -> bool:
-        return not delivery.token.settled and self._clock.monotonic() < delivery.deadline
+        return is_ours(delivery, self._clock.monotonic())
 
     async def _once(self, outcomes: list[Outcome]) -> None:
         """Everything that can be settled now; then raises why the rest was refused, if any was."""
