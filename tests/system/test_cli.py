@@ -19,7 +19,7 @@ from started import PATIENCE, Started, all_gone, eventually, gone
 from tidings import embedded
 
 APP = """
-import asyncio, logging, os, pathlib
+import asyncio, gc, logging, os, pathlib
 import tidings
 
 log = logging.getLogger("app")
@@ -29,6 +29,10 @@ HERE = pathlib.Path(__file__).parent
 
 class Count(tidings.Request[int], subject="app.count"):
     step: int = 1
+
+
+class Frozen(tidings.Request[int], subject="app.frozen"):
+    pass
 
 
 @bus.on("events.slow", group="slow")
@@ -44,6 +48,11 @@ async def fragile(data: dict) -> None:
     if not (HERE / "mended").exists():
         raise ValueError("not yet mended")
     log.info("handled %s", data)
+
+
+@bus.reply(Frozen)
+async def frozen(_: Frozen) -> int:
+    return gc.get_freeze_count()
 
 
 @bus.reply(Count)
@@ -279,6 +288,13 @@ def test_request_gets_an_answer(place: Place) -> None:
         worker.signal(signal.SIGTERM)
         worker.ended()
     assert place.run("request", "app.count").returncode == 5
+
+
+def test_run_keeps_what_it_has_loaded_from_the_garbage_collector(place: Place) -> None:
+    """Modules and classes stay anyway: a worker's full collections leave them out."""
+    with place.start("run", "app:bus") as worker:
+        worker.until("ready")
+        assert int(place.out("request", "app.frozen", "{}")) > 10_000
 
 
 def test_doctor_and_health_of_a_running_system(place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -72,6 +73,7 @@ async def work(bus: Bus, groups: Sequence[str] = ()) -> None:
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            _spare_collector()
             handled = groups or (*bus.registry.handlers, *bus.registry.schedules)
             log.info("ready: %s on %s", ", ".join(handled), bus.engine.description)
             lifeline.tell_ready()
@@ -81,6 +83,14 @@ async def work(bus: Bus, groups: Sequence[str] = ()) -> None:
             task.cancel()
         await asyncio.gather(stopping, starting, return_exceptions=True)
         await bus.close()
+
+
+def _spare_collector() -> None:
+    """What is there now stays until the process ends: modules, classes, the bus. A busy worker makes full collections,
+    and each would go through all of it: with SQLAlchemy, and handlers that share a transaction, a quarter of its time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @click.command()
