@@ -320,7 +320,8 @@ class Bus:
 
     async def broadcast(self, channel: str, body: Any) -> int | bool | None:
         """Say something to who listens now: how many heard it where the engine counts, else True (heard), False
-        (nobody) or None (it cannot know). Not stored; the channel must lie outside the durable subjects."""
+        (nobody) or None (it cannot know). Not stored, and not repeated: after `EngineUnavailable` it may have been
+        heard. The channel must lie outside the durable subjects."""
         check_subject(channel)
         if any(matches(root, channel) for root in self.roots):
             raise ConfigError(
@@ -354,9 +355,10 @@ class Bus:
     async def stream(self, request: Any, *, timeout: float = 5.0) -> AsyncGenerator[Any, None]:
         """Ask, and iterate over the answer of a responder that yields: `async for row in bus.stream(ListItems()): ...`
 
-        Nothing runs ahead of the iteration by more than 64 items. Raises what `request` raises; `timeout` (seconds) is
-        the longest silence: `RequestTimeout` before the first sign of life, `StreamBroken` when the responder dies
-        later. Leaving the iteration early (with `contextlib.aclosing`, at once) ends the responder's generator too.
+        Nothing runs ahead of the iteration by more than 64 items or 2 MiB. Raises what `request` raises; `timeout`
+        (seconds) is the longest silence: `RequestTimeout` before the first sign of life, `StreamBroken` when the
+        responder dies later, or is cut off. Leaving the iteration early (with `contextlib.aclosing`, at once) ends the
+        responder's generator too.
         """
         running = await self.connect()
         async with aclosing(

@@ -395,7 +395,8 @@ class Engine(Protocol):
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> int | bool | None:
         """Say something to whoever listens now: the number of listeners, or True (heard), False (nobody), or None
-        (the engine cannot know). At most once; never blocks on a slow listener."""
+        (the engine cannot know). At most once, so `EngineUnavailable` comes at once when the connection is lost on the
+        way; never blocks on a slow listener."""
         ...
 
     def listen(self, channels: Sequence[str]) -> AbstractAsyncContextManager[AsyncIterator[Signal | Lagged]]:
@@ -406,8 +407,8 @@ class Engine(Protocol):
         ...
 
     async def request(self, subject: str, body: bytes, headers: Headers, timeout: float) -> Reply:
-        """Ask one responder. Raises `NoResponder` at once when there is none, `RequestTimeout` after `timeout`
-        seconds."""
+        """Ask one responder, once. Raises `NoResponder` at once when there is none, `EngineUnavailable` when the
+        connection is lost before the answer came, `RequestTimeout` after `timeout` seconds."""
         ...
 
     def serve(self, subject: str, group: str, responder: Responder) -> AbstractAsyncContextManager[None]:

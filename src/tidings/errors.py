@@ -23,7 +23,7 @@
     └── RequestError
         ├── NoResponder        nobody answers this request at the moment
         ├── RequestTimeout     somebody may be working on it, but no answer came in time
-        ├── StreamBroken       a streaming reply fell silent in the middle
+        ├── StreamBroken       a streaming reply ended in the middle
         ├── TooFewAnswers      not as many as asked for answered in time; has those that did
         └── RemoteError        the responder raised; carries its error's type and message
 
@@ -186,11 +186,13 @@ class RequestTimeout(RequestError):
 
 
 class StreamBroken(RequestError):
-    """A streaming reply fell silent after `received` items: the responder died, or the way to it is cut. Ask again."""
+    """A streaming reply ended in the middle, after `received` items: the responder died, or the way to it was cut. Ask
+    again."""
 
     def __init__(self, subject: str, received: int) -> None:
         super().__init__(
-            f"the streaming reply to {subject!r} broke off after {received} item(s): its responder is silent"
+            f"the streaming reply to {subject!r} broke off after {received} item(s): its responder is silent or "
+            "has lost its connection; ask again"
         )
         self.subject = subject
         self.received = received

@@ -9,8 +9,8 @@ import pytest
 
 import tidings
 from tidings.engine import Headers, Reply
-from tidings.errors import ConfigError, RemoteError, RequestTimeout
-from tidings.live.streaming import BEAT, CHANNEL, NUMBER, _beat_of
+from tidings.errors import ConfigError, RemoteError, RequestTimeout, StreamBroken
+from tidings.live.streaming import BEAT, BROKEN_OFF, CHANNEL, NUMBER, _beat_of
 from tidings.testing import TestBus
 
 
@@ -124,3 +124,43 @@ async def test_items_that_overtake_each_other_are_put_in_order() -> None:
 
         assert [number async for number in bus.stream(Jumbled())] == [0, 1, 2]
         await asyncio.gather(*late)
+
+
+async def test_a_stream_that_was_cut_is_no_item() -> None:
+    """A responder that could not deliver an item says so to an asker that is still there: the stream is broken."""
+    bus = counting()
+
+    async def cut(subject: str, body: bytes, headers: Headers) -> Reply:
+        return BROKEN_OFF
+
+    async with TestBus(bus), bus.engine.serve("todo.cut", "g", cut):
+
+        class Cut(tidings.Request[int], subject="todo.cut"):
+            pass
+
+        with pytest.raises(StreamBroken, match="ask again"):
+            await anext(bus.stream(Cut()))
+
+
+async def test_large_items_are_not_far_ahead() -> None:
+    """What is on its way to an asker is bounded in bytes too: a server hangs up on who lets too much wait."""
+    bus = tidings.Bus("todo")
+    made: list[int] = []
+
+    class Pages(tidings.Request[str], subject="todo.pages"):
+        pass
+
+    @bus.reply(Pages)
+    async def pages(_: Pages) -> AsyncIterator[str]:
+        for number in range(30):
+            made.append(number)
+            yield "x" * 500_000
+
+    got = 0
+    async with TestBus(bus):
+        async for _ in bus.stream(Pages()):
+            got += 1
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert len(made) - got <= 5  # two megabytes, and one that waits for its turn
+    assert got == 30

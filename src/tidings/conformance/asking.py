@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
 
 from tidings import Bus, Request
-from tidings.errors import NoResponder, RemoteError, StreamBroken, TooFewAnswers
+from tidings.errors import EngineUnavailable, NoResponder, RemoteError, StreamBroken, TooFewAnswers
 
 from .app import application, over, process, reached
 from .case import case
@@ -139,6 +139,62 @@ async def a_dead_stream_is_noticed(world: WiredWorld) -> None:
             await anext(items)
         await reached(world, ended.is_set, "the generator ends")
         link.mend()
+
+
+@case("bus", wired=True)
+async def an_asker_that_was_cut_off_is_told(world: WiredWorld) -> None:
+    """An asker whose connection breaks with items on the way is told at once, and the responder's generator ends."""
+    asker, bus = application(world, "web"), application(world)
+    engine, link = await world.linked()
+    going, made, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @bus.reply(Numbers)
+    async def numbers(question: Numbers) -> AsyncIterator[int]:
+        try:
+            yield 0
+            await going.wait()
+            for number in range(1, question.below):
+                yield number
+            made.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with process(world, asker, work=False, engine=engine), process(world, bus):
+        items = asker.stream(Numbers(below=5), timeout=300)
+        assert await anext(items) == 0
+        link.stall()
+        going.set()
+        await made.wait()
+        await world.wait(world.moment)
+        link.drop()
+        with raising(EngineUnavailable, StreamBroken):
+            async for _ in items:
+                pass
+        await reached(world, ended.is_set, "the generator ends")
+
+
+@case("bus", wired=True)
+async def a_responder_that_was_cut_off_is_noticed(world: WiredWorld) -> None:
+    """A responder whose connection breaks, and with it the word that an item was taken, leaves no asker waiting."""
+    asker, bus = application(world, "web"), application(world)
+    engine, link = await world.linked()
+
+    @bus.reply(Numbers)
+    async def numbers(question: Numbers) -> AsyncIterator[int]:
+        for number in range(question.below):
+            yield number
+
+    async with process(world, asker, work=False), process(world, bus, engine=engine):
+        items = asker.stream(Numbers(below=2), timeout=10 * world.moment)
+        assert await anext(items) == 0
+        await world.wait(world.moment)  # the last one has arrived
+        link.stall()
+        assert await anext(items) == 1
+        await world.wait(world.moment)
+        link.drop()
+        with raising(StreamBroken):
+            await anext(items)
 
 
 @case("bus")

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 
 from tidings.engine import LISTENER_ROOM, Headers, Lagged, Reply, Signal
-from tidings.errors import NoResponder, RequestTimeout, TooLarge
+from tidings.errors import EngineUnavailable, NoResponder, RequestTimeout, TooLarge
 
 from .case import case, eventually
 from .steps import find, heard, introduce, raising
-from .world import World
+from .world import WiredWorld, World
 
 
 @case("seam")
@@ -172,6 +172,33 @@ async def request_times_out(world: World) -> None:
             await slow
         late.set()
         assert (await asker.request("ask.slow", b"quick", {}, 20.0)).body == b"quick"
+
+
+@case("seam", wired=True)
+async def an_answer_lost_with_the_connection_is_told(world: WiredWorld) -> None:
+    """Who asked and lost the connection, and perhaps the answer with it, is told at once and not when the time is
+    over; the next question is answered."""
+    answerer, (asker, link) = await world.engine(), await world.linked()
+    asked, answering = asyncio.Event(), asyncio.Event()
+
+    async def respond(subject: str, body: bytes, headers: Headers) -> Reply:
+        if body == b"lost":
+            asked.set()
+            await answering.wait()
+        return Reply(body, {})
+
+    async with answerer.serve("ask.me", "g", respond):
+        await find(asker, "ask.me")
+        asking = asyncio.create_task(asker.request("ask.me", b"lost", {}, 300.0))
+        await asked.wait()
+        await world.wait(world.moment)
+        link.stall()
+        answering.set()
+        await world.wait(world.moment)
+        link.drop()
+        with raising(EngineUnavailable):
+            await asking
+        assert (await asker.request("ask.me", b"again", {}, 20.0)).body == b"again"
 
 
 @case("seam")

@@ -44,7 +44,7 @@ from ..unit import Unit, Units
 from ..work.calling import argument, call, in_transaction, is_stopping, late, loop_ends, provided, time_limit
 from ..work.handling import RERUNS
 from ..work.telling import error_name, error_text, line_of
-from .streaming import CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
+from .streaming import BROKEN_OFF, CHANNEL, COUNT, AskerGone, Stopped, deliver, receive
 
 log = logging.getLogger("tidings.requests")
 
@@ -152,7 +152,7 @@ class Responding:
             return Reply(written, {CAUSATION: encode_header(id)})
         except AskerGone as error:
             log.info("the asker of a stream has gone: %s", error)
-            return Reply(b"", {})
+            return BROKEN_OFF
         except Stopped as error:
             log.info("%s: a stream was broken off: %s", self.handler.name, error)
             return _told(error, str(error))

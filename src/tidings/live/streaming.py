@@ -1,7 +1,7 @@
 """Streaming replies: a responder that yields, and an asker that takes one item after the other.
 
 The asker serves a channel of its own and names it in its question. The responder delivers each item there as a request,
-up to `WINDOW` of them at once, and the asker answers each when it has been taken: so nobody runs ahead of a slow asker,
+some of them at once, and the asker answers each when it has been taken: so nobody runs ahead of a slow asker,
 and a responder learns at its next item or beat that the asker has gone. Beats (items without a body) keep telling both
 sides that the other one lives while the generator takes its time. The reply to the question itself is the end: it says
 how many items there were, or carries the error.
@@ -24,8 +24,11 @@ CHANNEL: Final = "tidings-stream"
 BEAT: Final = "tidings-beat"
 COUNT: Final = "tidings-count"
 NUMBER: Final = "tidings-number"
-WINDOW: Final = 64
+_ITEMS: Final = 64
 """Items on their way at once."""
+_BYTES: Final = 2 * 1024 * 1024
+"""Their size, unless it is one alone. What waits for a slow asker waits at the server, which hangs up on who lets too
+much wait there."""
 _BEATS: Final = 3
 """Beats in the time after which the other side is taken for dead."""
 _AS_LONG_AS_IT_TAKES: Final = 365 * 86_400.0
@@ -45,8 +48,12 @@ def check_private(channel: str) -> str:
     return channel
 
 
+BROKEN_OFF: Final = Reply(b"", {COUNT: "broken off"})
+"""Ends the stream of an asker that could not be reached, if it is there all the same."""
+
+
 class AskerGone(Exception):
-    """Nobody takes the items any more, or nobody can be reached."""
+    """Nobody takes the items any more, or the way there was lost, and items with it."""
 
 
 class Stopped(Exception):
@@ -118,6 +125,8 @@ class _Inlet:
                 yield arrived[0]
             if asking.done():
                 end = asking.result()
+                if end.headers.get(COUNT) == BROKEN_OFF.headers[COUNT]:
+                    raise StreamBroken(subject, self._next)
                 if self._next >= int(end.headers.get(COUNT, 0)):
                     yield end
                     return
@@ -164,6 +173,27 @@ def _beat_of(question: Headers) -> float:
     return beat if 0.01 <= beat <= 60.0 else 1.0
 
 
+class _Window:
+    """What is on its way to one asker. One at a time enters."""
+
+    def __init__(self) -> None:
+        self._items = 0
+        self._bytes = 0
+        self._left = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        while self._items and (self._items == _ITEMS or self._bytes + size > _BYTES):
+            self._left.clear()
+            await self._left.wait()
+        self._items += 1
+        self._bytes += size
+
+    def leave(self, size: int) -> None:
+        self._items -= 1
+        self._bytes -= size
+        self._left.set()
+
+
 class _Outlet:
     """The way to one asker."""
 
@@ -172,7 +202,7 @@ class _Outlet:
         self._clock = clock
         self._channel = channel
         self._beat = beat
-        self._window = asyncio.Semaphore(WINDOW)
+        self._window = _Window()
         self._sending: set[asyncio.Task[None]] = set()
         self._gone: Exception | None = None
 
@@ -188,7 +218,7 @@ class _Outlet:
         try:
             async with aclosing(items):
                 async for body in items:
-                    await self._window.acquire()
+                    await self._window.enter(len(body))
                     if self._gone is not None:
                         raise self._gone
                     task = asyncio.create_task(self._send(number, body))
@@ -217,7 +247,7 @@ class _Outlet:
         except Exception as error:
             self._gone = error
         finally:
-            self._window.release()
+            self._window.leave(len(body))
 
     async def _ask(self, body: bytes, headers: Headers, timeout: float) -> None:
         try:

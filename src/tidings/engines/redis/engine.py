@@ -105,7 +105,9 @@ class RedisEngine:
             if self._open:
                 return
             await self._link.open(self._namespace.prepare)
-            self._namespace.on_made_anew += [self._records.write_again, self._groups.declare_again]
+            restored = [self._records.write_again, self._groups.declare_again, self._requests.sit_anew]
+            self._namespace.on_made_anew += restored
+            self._hearing.on_lost.append(self._requests.unheard)
             self._hearing.on_connect += [self._ring, self._requests.sit_again, self._channels.missed]
             self._open = True
 
@@ -116,6 +118,7 @@ class RedisEngine:
         self._gauge.close()
         self._reader.close()
         self._channels.close()
+        self._requests.close()
         with contextlib.suppress(TimeoutError):  # a server that does not answer gets it back by the leases
             async with asyncio.timeout(_HANDING_BACK):
                 await asyncio.gather(*(puller.close() for puller in self._pullers.values()))
@@ -130,6 +133,7 @@ class RedisEngine:
         self._gauge.close()
         self._reader.close()
         self._channels.close()
+        self._requests.close()
         for puller in self._pullers.values():
             puller.abandon()
         await self._hearing.close(abandon=True)

@@ -19,6 +19,10 @@ OnMessage: TypeAlias = Callable[[str, bytes], None]
 _KINDS: Final = {b"message": False, b"pmessage": True}
 
 
+Key: TypeAlias = tuple[bool, bytes]
+"""Whether it is a pattern, and the name."""
+
+
 class Ear:
     """One interest in a channel, or in those that match a pattern."""
 
@@ -28,21 +32,26 @@ class Ear:
         self.on_message = on_message
 
     @property
-    def key(self) -> tuple[bool, bytes]:
+    def key(self) -> Key:
         return self.pattern, self.name.encode()
 
 
 class Hearing:
-    """One line in the server's publish-subscribe mode, made when it is first needed. Subscriptions outlive reconnects;
-    `on_connect` is called after each: what was said meanwhile was missed."""
+    """One line in the server's publish-subscribe mode, made when it is first needed. Subscriptions outlive reconnects.
+    `on_lost` is called when the line is lost, `on_connect` when it hears again: what was said meanwhile is missed."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._line: Line | None = None
+        name = f"tidings-{link.namespace}-ear"
+        self._line = Line(
+            link.address, name, link.within, self._prepare, self._heard, self._lost, lambda: not link.connected
+        )
+        self._opened = False
         self._opening = asyncio.Lock()
-        self._ears: dict[tuple[bool, bytes], list[Ear]] = {}
-        self._confirmed: dict[tuple[bool, bytes], asyncio.Event] = {}
+        self._ears: dict[Key, list[Ear]] = {}
+        self._confirmed: dict[Key, asyncio.Event] = {}
         self._pongs: list[asyncio.Future[None]] = []
+        self.on_lost: list[Callable[[], None]] = []
         self.on_connect: list[Callable[[], None]] = []
 
     async def listen(self, name: str, on_message: OnMessage, *, pattern: bool = False) -> Ear:
@@ -66,13 +75,18 @@ class Hearing:
         if ear in ears:
             ears.remove(ear)
         if not ears and self._ears.pop(ear.key, None) is not None:
-            self._confirmed.pop(ear.key, None)
-            if (wire := self._wire) is not None:
-                wire.tell("PUNSUBSCRIBE" if ear.pattern else "UNSUBSCRIBE", ear.name)
+            if (known := self._confirmed.pop(ear.key, None)) is not None:
+                known.set()  # a line that is being made ready does not wait for this one
+            if (wire := self._line.wire) is not None:
+                _tell(wire, "UNSUBSCRIBE", ear.key)
+
+    async def ready(self) -> None:
+        """Returns when all that was listened to is heard. Raises `EngineUnavailable`."""
+        await self._line.ready(self._link.timeout)
 
     async def settle(self) -> None:
         """Returns when what was said until now has been heard; at once when the connection is lost."""
-        wire = self._wire
+        wire = self._line.wire
         if wire is None or not self._ears:
             return
         pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -85,45 +99,44 @@ class Hearing:
             return
 
     async def close(self, *, abandon: bool = False) -> None:
-        if self._line is not None:
-            await self._line.close(abandon=abandon)
-
-    @property
-    def _wire(self) -> Wire | None:
-        return None if self._line is None else self._line.wire
+        await self._line.close(abandon=abandon)
+        self._release()
 
     async def _subscribed(self, ear: Ear) -> None:
         async with self._opening:
-            if self._line is None:
-                link = self._link
-                name = f"tidings-{link.namespace}-ear"
-                line = Line(link.address, name, link.within, self._prepare, self._heard, lambda: not link.connected)
-                await line.open(link.within)
-                self._line = line
+            if not self._opened:
+                await self._line.open(self._link.within)
+                self._opened = True
         while True:
             wire = await self._line.ready(self._link.timeout)
             known = self._confirmed.get(ear.key)
             if known is None:
                 known = self._confirmed[ear.key] = asyncio.Event()
-                wire.tell("PSUBSCRIBE" if ear.pattern else "SUBSCRIBE", ear.name)
+                _tell(wire, "SUBSCRIBE", ear.key)
             await known.wait()
             if self._confirmed.get(ear.key) is known:
                 return
 
     async def _prepare(self, wire: Wire) -> None:
-        """Subscribe to all again; nobody waits for the answers, which come in before anything that is said later."""
-        waiting = self._confirmed
-        self._confirmed = {key: asyncio.Event() for key in self._ears}
-        for pattern, name in self._ears:
-            wire.tell("PSUBSCRIBE" if pattern else "SUBSCRIBE", name)
-        for event in waiting.values():
-            event.set()
-        self._release()
+        """Subscribe to all, again."""
+        asked = list(self._ears)
+        self._confirmed = {key: asyncio.Event() for key in asked}
+        for key in asked:
+            _tell(wire, "SUBSCRIBE", key)
         async with asyncio.timeout(self._link.within):
-            await asyncio.gather(*(event.wait() for event in self._confirmed.values()))
-        if self._line is not None:
+            for event in list(self._confirmed.values()):
+                await event.wait()
+        for key in asked:
+            if key not in self._ears:  # who left meanwhile
+                _tell(wire, "UNSUBSCRIBE", key)
+        if self._opened and wire.alive:
             for call in self.on_connect:
                 call()
+
+    def _lost(self) -> None:
+        self._release()
+        for call in self.on_lost:
+            call()
 
     def _heard(self, push: Any) -> None:
         if not isinstance(push, list):
@@ -146,7 +159,16 @@ class Hearing:
                 pong.set_result(None)
 
     def _release(self) -> None:
+        """Nobody waits for what the last wire would have said."""
+        waiting, self._confirmed = self._confirmed, {}
+        for event in waiting.values():
+            event.set()
         for pong in self._pongs:
             if not pong.done():
                 pong.set_result(None)
         self._pongs.clear()
+
+
+def _tell(wire: Wire, word: str, key: Key) -> None:
+    pattern, name = key
+    wire.tell(f"P{word}" if pattern else word, name)

@@ -29,8 +29,8 @@ _LOADING: Final = 60.0
 
 
 class Line:
-    """One wire after the other, as long as it is open. `prepare` readies each before anybody may use it. While
-    `told_elsewhere`, nothing is logged of its loss."""
+    """One wire after the other, as long as it is open. `prepare` readies each before anybody may use it; `on_lost` is
+    called when one is lost, be it ready or not. While `told_elsewhere`, nothing is logged of that."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Line:
         within: float,
         prepare: Prepare,
         on_push: OnPush | None = None,
+        on_lost: Callable[[], None] = lambda: None,
         told_elsewhere: Callable[[], bool] = lambda: False,
     ) -> None:
         self._address = address
@@ -46,6 +47,7 @@ class Line:
         self._within = within
         self._prepare = prepare
         self._on_push = on_push
+        self._tell_lost = on_lost
         self._told_elsewhere = told_elsewhere
         self._wire: Wire | None = None
         self._connected = asyncio.Event()
@@ -82,8 +84,7 @@ class Line:
         try:
             async with asyncio.timeout(max(within, 0.0)):
                 while (wire := self.wire) is None:
-                    if self._closed:
-                        raise Closed("the engine was closed")
+                    self._check_open()
                     await self._connected.wait()
                     await asyncio.sleep(0)
                 return wire
@@ -110,7 +111,11 @@ class Line:
         await wire.connect()
         self._wire = wire
         try:
+            self._check_open()
             await self._prepare(wire)
+            self._check_open()
+            if not wire.alive:  # it was lost before this task went on
+                raise Disconnected(f"{self._address.shown}: {self.trouble}")
         except TimeoutError as error:
             await wire.abandon()
             raise EngineUnavailable(f"{self._address.shown} does not answer") from error
@@ -119,6 +124,10 @@ class Line:
             raise
         self.trouble = None
         self._connected.set()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the engine was closed")
 
     def _why(self) -> str:
         if isinstance(self.trouble, EngineError):
@@ -130,6 +139,7 @@ class Line:
             self.trouble = error
             self._connected.clear()
             self._lost.set()
+            self._tell_lost()
 
     async def _keep(self) -> None:
         while True:
@@ -242,25 +252,36 @@ class Link:
 
     async def _consider(self, error: ResponseError, wire: Wire) -> Exception:
         """What a refusal means: returns why to try again, or raises."""
+        why = judged(error, self.address)
+        if isinstance(why, Gone):
+            why = await self._mend(wire) or why
+        if isinstance(why, Again) and why.reconnect and self.line is not None:
+            self.line.drop(why)
+        if isinstance(why, Gone | Again | Disconnected):
+            return why
+        raise why from error
+
+    async def _mend(self, wire: Wire) -> Exception | None:
+        """Have the namespace made anew; returns what came between."""
         try:
-            raise judged(error, self.address) from error
-        except Gone as gone:
             async with self._mending:
                 await self.on_gone(wire)
-            return gone
-        except Again as again:
-            if again.reconnect and self.line is not None:
-                self.line.drop(again)
-            return again
+        except Disconnected as lost:
+            return lost
+        except ResponseError as error:
+            return judged(error, self.address)
+        return None
 
     async def command(self, *command: Any) -> Any:
-        """A plain command that changes nothing, asked once."""
+        """A plain command that may be done twice: it is repeated when the connection is lost, until `timeout`."""
         if self.line is None:
             raise Closed("the engine is not open")
-        wire = await self.line.ready(self.timeout)
         try:
             async with asyncio.timeout(self.timeout):
-                return await wire.ask(*command)
+                while True:
+                    wire = await self.line.ready(self.timeout)
+                    with contextlib.suppress(Disconnected):
+                        return await wire.ask(*command)
         except TimeoutError as error:
             raise EngineUnavailable(f"{self.address.shown} does not answer") from error
         except ResponseError as error:

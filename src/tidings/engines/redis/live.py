@@ -31,7 +31,8 @@ class Channels:
         self._listeners: set[_Listener] = set()
 
     async def broadcast(self, channel: str, body: bytes, headers: Headers) -> int:
-        """See `Engine.broadcast`: the number of connections that heard it."""
+        """See `Engine.broadcast`: the number of connections that heard it. It is said once: when the connection is lost
+        on the way it raises `EngineUnavailable` at once, since saying it again could be heard twice."""
         check(Outgoing(channel, body, dict(headers), ""))
         return int(await self._link.call("say", channel, packed(headers), body, once=True))
 

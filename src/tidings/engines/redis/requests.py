@@ -14,18 +14,19 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeAlias
 
 import msgspec
 
 from ...engine import Headers, Outgoing, Reply, Responder
-from ...errors import EngineError, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
+from ...errors import Closed, EngineError, EngineUnavailable, NoResponder, RequestTimeout, TooLarge
 from ...subjects import matches
 from .codec import check, headers_of, packed
 from .hearing import Ear, Hearing
 from .link import Link
+from .wire import Wire
 
 log = logging.getLogger("tidings.engines.redis")
 
@@ -56,8 +57,8 @@ class Requests:
         self._link = link
         self._hearing = hearing
         self._numbers = itertools.count(1)
-        self._asked: dict[str, asyncio.Future[Reply]] = {}
-        self._replies: Ear | None = None
+        self._asked: dict[str, asyncio.Future[Reply | EngineError]] = {}
+        self._listening = False
         self._starting = asyncio.Lock()
         self._seats: set[_Seat] = set()
 
@@ -72,21 +73,26 @@ class Requests:
 
     async def _request(self, subject: str, body: bytes, headers: Headers) -> Reply:
         await self._start()
+        await self._hearing.ready()
         id = secrets.token_hex(8)
-        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Reply | EngineError] = asyncio.get_running_loop().create_future()
         self._asked[id] = answer
         try:
             question = _Question(subject, self._link.holder, id)
             told = b"%b\n%b\n%b" % (msgspec.json.encode(question), packed(headers), body)
             if not await self._link.call("ask", subject, told, once=True):
                 raise NoResponder(subject)
-            return await answer
+            reply = await answer
         finally:
             self._asked.pop(id, None)
+        if isinstance(reply, EngineError):
+            raise reply
+        return reply
 
     @asynccontextmanager
     async def serve(self, subject: str, group: str, responder: Responder) -> AsyncIterator[None]:
         """See `Engine.serve`. Requests run beside each other; leaving waits for those that have begun."""
+        await self._start()
         seat = _Seat(subject, group, responder)
         seat.member = self._channel(f"seat:{next(self._numbers)}")
         ear = await self._hearing.listen(seat.member, lambda _channel, said: self._take(seat, said))
@@ -108,13 +114,31 @@ class Requests:
             self._hearing.leave(ear)
         await asyncio.gather(*seat.running, return_exceptions=True)
 
+    def unheard(self) -> None:
+        """The connection was lost: what is answered meanwhile, or was on the way, nobody sends again."""
+        server = self._link.address.shown
+        self._end(lambda: EngineUnavailable(f"{server}: the connection was lost before the answer came: ask again"))
+
+    def close(self) -> None:
+        self._end(lambda: Closed("the engine was closed"))
+
+    def _end(self, error: Callable[[], EngineError]) -> None:
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_result(error())
+
     def sit_again(self) -> None:
-        """The connection was lost: while we did not listen, others who asked may have taken us off the list."""
+        """While we did not listen, others who asked may have taken us off the list."""
         for seat in self._seats:
             self._link.spawn(self._sit(seat))
 
     async def _sit(self, seat: _Seat) -> None:
         await self._link.call("serve", *seat.place, seat.member)
+
+    async def sit_anew(self, wire: Wire) -> None:
+        """The namespace was made anew."""
+        for seat in list(self._seats):
+            await self._link.call_on(wire, "serve", *seat.place, seat.member)
 
     def _take(self, seat: _Seat, said: bytes) -> None:
         _name, _, rest = said.partition(b"\n")
@@ -144,10 +168,14 @@ class Requests:
             log.exception("the responder of %s failed; the asker will run into its timeout", question.subject)
 
     async def _start(self) -> None:
-        if self._replies is None:
-            async with self._starting:
-                if self._replies is None:
-                    self._replies = await self._hearing.listen(self._channel("answers"), self._hear)
+        if self._listening:
+            return
+        async with self._starting:
+            if not self._listening:
+                await self._hearing.listen(self._channel("answers"), self._hear)
+                # Whoever made an emptied namespace anew knows no seats but its own.
+                await self._hearing.listen(f"{{{self._link.namespace}}}:anew", lambda _channel, _said: self.sit_again())
+                self._listening = True
 
     def _hear(self, _channel: str, said: bytes) -> None:
         id, _, rest = said.partition(b"\n")

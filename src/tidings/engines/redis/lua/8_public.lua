@@ -59,6 +59,7 @@ redis.register_function{
         return {}
       end
       redis.call('HSET', meta, 'incarnation', args[1], 'version', args[1], 'roots', '', 'last', args[3], 'layout', '1')
+      redis.call('PUBLISH', key(keys[1], 'anew'), args[1]) -- who only waits for questions would not notice
     end
     local kept = redis.call('HGET', meta, 'roots')
     for _, root in ipairs(split(args[2], ' ')) do
