@@ -52,6 +52,45 @@ def test_the_examples_run_and_print_what_is_shown(page: str, commands: int, tmp_
     assert ran >= commands
 
 
+FORGOTTEN = """
+import pytest
+from shop import Ordered, bus
+from tidings.testing import TestBus
+
+@pytest.mark.asyncio
+async def test_without():
+    await bus.publish(Ordered(item="book"))
+
+@pytest.mark.asyncio
+async def test_with():
+    async with TestBus(bus) as t:
+        await bus.publish(Ordered(item="book"))
+        await t.settle()
+"""
+
+
+def test_a_test_that_forgets_the_test_bus_reaches_no_broker(tmp_path: Path) -> None:
+    """With the conftest.py of docs/testing.md a test that publishes without `TestBus` fails by its name, and no broker
+    is started; the next test is not disturbed."""
+    (tmp_path / "pyproject.toml").touch()
+    for step in steps((ROOT / "docs/testing.md").read_text(encoding="utf-8")):
+        if isinstance(step, tuple):
+            (tmp_path / step[0]).write_text(step[1], encoding="utf-8")
+    (tmp_path / "test_forgotten.py").write_text(FORGOTTEN)
+    tested = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--disable-warnings", "test_forgotten.py"],
+        cwd=tmp_path,
+        env={**clean_environment(), "TIDINGS_URL": f"embedded:{tmp_path / 'broker'}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert re.search(r"2 passed, .*1 error", tested.stdout), tested.stdout
+    assert "ERROR test_forgotten.py::test_without" in tested.stdout
+    assert "this test used the bus without a TestBus" in tested.stdout
+    assert {"broker", ".tidings"} & {path.name for path in tmp_path.iterdir()} == set()
+
+
 MODELS = "from sqlalchemy.orm import DeclarativeBase\n\n\nclass Base(DeclarativeBase): ...\n"
 PAGES = ("README.md", *(f"docs/{page}.md" for page in ("database", "live", "order", "push", "schedules", "testing")))
 
