@@ -1,4 +1,4 @@
-"""What README.md, docs/live.md and docs/testing.md show is typed here as it stands, and the output is compared."""
+"""What README.md and pages of docs show is typed here as it stands, and the output is compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Command:
     """It is interrupted once it has printed as many lines as are shown."""
 
 
-@pytest.mark.parametrize(("page", "commands"), [("README.md", 5), ("docs/live.md", 1), ("docs/testing.md", 1)])
+@pytest.mark.parametrize(
+    ("page", "commands"), [("README.md", 5), ("docs/live.md", 1), ("docs/settings.md", 2), ("docs/testing.md", 1)]
+)
 def test_the_examples_run_and_print_what_is_shown(page: str, commands: int, tmp_path: Path) -> None:
     """Each file of the page is written and each of its commands run, in an empty project; the output is as shown."""
     (tmp_path / "pyproject.toml").touch()
@@ -92,7 +94,10 @@ def test_a_test_that_forgets_the_test_bus_reaches_no_broker(tmp_path: Path) -> N
 
 
 MODELS = "from sqlalchemy.orm import DeclarativeBase\n\n\nclass Base(DeclarativeBase): ...\n"
-PAGES = ("README.md", *(f"docs/{page}.md" for page in ("database", "live", "order", "push", "schedules", "testing")))
+PAGES = (
+    "README.md",
+    *(f"docs/{page}.md" for page in ("database", "live", "order", "push", "schedules", "settings", "testing")),
+)
 
 
 def test_the_examples_pass_a_strict_type_checker(tmp_path: Path) -> None:
