@@ -24,7 +24,7 @@ from .registry import Listener, Provider, Registry
 from .retry import RetryPolicy
 from .running import Running
 from .schedule import CatchUp, Schedule, Timing
-from .settings import Settings, load, override
+from .settings import Settings, load, override, seconds
 from .staging import SessionOutbox
 from .subjects import check_filter, check_subject, matches
 from .sync import SyncPublisher
@@ -108,7 +108,7 @@ class Bus:
         *what: Any,
         group: str,
         retry: RetryPolicy | None = None,
-        timeout: float | None = None,
+        timeout: str | float | None = None,
         concurrency: int | None = None,
         start: Start | datetime = "unclaimed",
         commit: Literal["group", "each"] = "group",
@@ -122,7 +122,7 @@ class Bus:
         session, whatever `provide` offers; any other one keeps its default. Events it returns are published when, and
         only if, it has succeeded. For the options see `HandlerOptions`.
         """
-        options = HandlerOptions(group, retry, timeout, concurrency, start, commit, batch, rate, order)
+        options = HandlerOptions(group, retry, seconds(timeout), concurrency, start, commit, batch, rate, order)
 
         def decorate(function: F) -> F:
             self.registry.add_handler(Handler(function, what, options))
@@ -137,7 +137,7 @@ class Bus:
         group: str,
         catch_up: CatchUp = "latest",
         retry: RetryPolicy | None = None,
-        timeout: float | None = None,
+        timeout: str | float | None = None,
     ) -> Callable[[F], F]:
         """Run a function every `5m` (or so many seconds), once per due time over all processes.
 
@@ -148,7 +148,7 @@ class Bus:
         than a minute late. Runs of one process do not overlap, those of several may if one takes longer than the
         interval.
         """
-        return self._scheduled(Timing.interval(interval), catch_up, HandlerOptions(group, retry, timeout, 1))
+        return self._scheduled(Timing.interval(interval), catch_up, HandlerOptions(group, retry, seconds(timeout), 1))
 
     def cron(
         self,
@@ -158,7 +158,7 @@ class Bus:
         tz: str = "UTC",
         catch_up: CatchUp = "latest",
         retry: RetryPolicy | None = None,
-        timeout: float | None = None,
+        timeout: str | float | None = None,
     ) -> Callable[[F], F]:
         """Run a function at the times of a cron expression in a time zone; otherwise as `every`.
 
@@ -166,7 +166,9 @@ class Bus:
         week. A time of day that a clock change skips runs at the next moment there is, one that it repeats runs the
         first time only; expressions whose minute or hour begins with `*` just go on, as in Debian's cron.
         """
-        return self._scheduled(Timing.crontab(expression, tz), catch_up, HandlerOptions(group, retry, timeout, 1))
+        return self._scheduled(
+            Timing.crontab(expression, tz), catch_up, HandlerOptions(group, retry, seconds(timeout), 1)
+        )
 
     def _scheduled(self, timing: Timing, catch_up: CatchUp, options: HandlerOptions) -> Callable[[F], F]:
         def decorate(function: F) -> F:
@@ -190,7 +192,7 @@ class Bus:
 
         return decorate
 
-    def reply(self, request: type, *, timeout: float | None = None) -> Callable[[F], F]:
+    def reply(self, request: type, *, timeout: str | float | None = None) -> Callable[[F], F]:
         """Answer requests of this class; replicas share them. What the function returns is the answer, what it raises
         reaches the asker as `RemoteError`. A transaction it takes is committed before the answer leaves.
 
@@ -209,7 +211,7 @@ class Bus:
                 )
             self.registry.know(spec)
             self.registry.responders[spec.subject] = Handler(
-                function, [request], HandlerOptions(self.name, timeout=timeout)
+                function, [request], HandlerOptions(self.name, timeout=seconds(timeout))
             )
             return function
 
@@ -253,15 +255,15 @@ class Bus:
         *,
         key: str | None = None,
         id: str | None = None,
-        delay: float | None = None,
+        delay: str | float | None = None,
         at: datetime | None = None,
-        expires: float | None = None,
+        expires: str | float | None = None,
         now: bool = False,
     ) -> Receipt:
         """Store an event, given as an event object or as subject and plain body.
 
         Returns when the engine has it as durably as its setting says (the embedded broker: on the disk). With `delay`
-        (seconds) or `at` it is stored now and handed out then. With `expires` (seconds from now) it is a dead letter
+        (seconds, or "5m") or `at` it is stored now and handed out then. With `expires` (from now) it is a dead letter
         `expired` in each group that has not handled it by then. A repeat with the same `id` is stored once if it says
         `delay` or `at` as the first one did, also when the time is over.
 
@@ -303,12 +305,12 @@ class Bus:
         running = await self.connect()
         return await running.publisher.send(running.publisher.compose_many(events))
 
-    def publish_sync(self, what: Any, body: Any = None, *, timeout: float = 30.0, **options: Any) -> Receipt:
+    def publish_sync(self, what: Any, body: Any = None, *, timeout: str | float = 30.0, **options: Any) -> Receipt:
         """`publish` for threads and WSGI applications; takes the same options and raises the same errors.
 
         Inside a running event loop it raises `ConfigError`, because it would block it. Safe after a fork.
         """
-        return self._sync.publish(what, body, timeout, options)
+        return self._sync.publish(what, body, seconds(timeout), options)
 
     def outbox(self, session: Any) -> SessionOutbox:
         """Publish with a transaction of your own: `await bus.outbox(session).publish(event)` writes a row into the
@@ -332,27 +334,27 @@ class Bus:
         return await running.engine.broadcast(channel, payload, {"ce-source": encode_header(self.name)})
 
     @overload
-    async def request(self, request: Request[R], *, timeout: float = 5.0) -> R: ...
+    async def request(self, request: Request[R], *, timeout: str | float = 5.0) -> R: ...
 
     @overload
-    async def request(self, request: Any, *, timeout: float = 5.0) -> Any: ...
+    async def request(self, request: Any, *, timeout: str | float = 5.0) -> Any: ...
 
-    async def request(self, request: Any, *, timeout: float = 5.0) -> Any:
+    async def request(self, request: Any, *, timeout: str | float = 5.0) -> Any:
         """Ask, and return the typed answer.
 
         Raises `NoResponder` at once when nobody answers such requests, `RequestTimeout` after `timeout` seconds,
         `RemoteError` when the responder raised. Cancelling forgets the question; a late answer reaches nobody.
         """
         running = await self.connect()
-        return await ask(running.engine, request, source=self.name, wait=timeout)
+        return await ask(running.engine, request, source=self.name, wait=seconds(timeout))
 
     @overload
-    def stream(self, request: Request[R], *, timeout: float = 5.0) -> AsyncGenerator[R, None]: ...
+    def stream(self, request: Request[R], *, timeout: str | float = 5.0) -> AsyncGenerator[R, None]: ...
 
     @overload
-    def stream(self, request: Any, *, timeout: float = 5.0) -> AsyncGenerator[Any, None]: ...
+    def stream(self, request: Any, *, timeout: str | float = 5.0) -> AsyncGenerator[Any, None]: ...
 
-    async def stream(self, request: Any, *, timeout: float = 5.0) -> AsyncGenerator[Any, None]:
+    async def stream(self, request: Any, *, timeout: str | float = 5.0) -> AsyncGenerator[Any, None]:
         """Ask, and iterate over the answer of a responder that yields: `async for row in bus.stream(ListItems()): ...`
 
         Nothing runs ahead of the iteration by more than 64 items or 2 MiB. Raises what `request` raises; `timeout`
@@ -362,18 +364,20 @@ class Bus:
         """
         running = await self.connect()
         async with aclosing(
-            ask_stream(running.engine, self.clock, request, source=self.name, silence=timeout)
+            ask_stream(running.engine, self.clock, request, source=self.name, silence=seconds(timeout))
         ) as items:
             async for item in items:
                 yield item
 
     @overload
-    async def gather(self, request: Request[R], *, wait: float = 1.0, at_least: int | None = None) -> Gathered[R]: ...
+    async def gather(
+        self, request: Request[R], *, wait: str | float = 1.0, at_least: int | None = None
+    ) -> Gathered[R]: ...
 
     @overload
-    async def gather(self, request: Any, *, wait: float = 1.0, at_least: int | None = None) -> Gathered[Any]: ...
+    async def gather(self, request: Any, *, wait: str | float = 1.0, at_least: int | None = None) -> Gathered[Any]: ...
 
-    async def gather(self, request: Any, *, wait: float = 1.0, at_least: int | None = None) -> Gathered[Any]:
+    async def gather(self, request: Any, *, wait: str | float = 1.0, at_least: int | None = None) -> Gathered[Any]:
         """Ask every process that answers such requests, and return who answered within `wait` seconds, and who had the
         question but did not answer.
 
@@ -385,7 +389,7 @@ class Bus:
         running = await self.connect()
         spec, body, headers = question(request, self.name)
         asking = AskingAll(spec.subject, spec.reply, at_least)
-        return await asking.ask(running.engine, self.clock, body, headers, wait)
+        return await asking.ask(running.engine, self.clock, body, headers, seconds(wait))
 
     def push(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
@@ -165,7 +166,28 @@ def _problems(error: Any) -> str:
 def _unwritable(value: Any, error: Exception) -> InvalidMessage:
     if isinstance(error, InvalidMessage):
         return error
-    return InvalidMessage(f"{type(value).__name__} cannot be written as JSON: {error}")
+    place = "" if isinstance(error, RecursionError) else _place(value)
+    return InvalidMessage(f"{type(value).__name__} cannot be written as JSON: {error}{place and f' - at `${place}`'}")
+
+
+def _place(value: Any, depth: int = 0) -> str:
+    """Where in the value the part is that cannot be written, as msgspec says it: `.items[2].price`."""
+    for step, part in _parts(value) if depth < MAX_DEPTH else ():
+        try:
+            msgspec.json.encode(part, enc_hook=_to_plain)
+        except Exception:
+            return step + _place(part, depth + 1)
+    return ""
+
+
+def _parts(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return ((f".{key}", part) for key, part in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return ((f"[{index}]", part) for index, part in enumerate(value))
+    fields = ("__struct_fields__", "__dataclass_fields__", "__pydantic_fields__")
+    names = next((getattr(type(value), name) for name in fields if hasattr(type(value), name)), ())
+    return ((f".{name}", getattr(value, name)) for name in names)
 
 
 def _refused(error: Exception) -> DecodeError:

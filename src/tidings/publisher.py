@@ -19,6 +19,7 @@ from .errors import ConfigError, InvalidMessage, TooLarge, Unconfirmed
 from .events import spec_of
 from .message import Message, compose, current_message, header_size, new_id
 from .registry import Registry
+from .settings import seconds
 from .subjects import check_subject, within
 from .watching.progress import Progress
 
@@ -36,7 +37,7 @@ class Waiting(Protocol):
     async def progress(self, receipt: Receipt, events: tuple[Any, ...]) -> Progress: ...
 
 
-class Receipt(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+class Receipt(msgspec.Struct, frozen=True):
     """What `publish` answers: the message is stored as durably as the engine's setting says."""
 
     id: str
@@ -48,13 +49,17 @@ class Receipt(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """The id was known: this publish stored nothing."""
     waiting: Waiting | None = None
 
-    @overload
-    async def wait(self, event: type[E], timeout: float = 5.0) -> E: ...
+    def __repr__(self) -> str:
+        known = f", duplicate={self.duplicate}" if self.duplicate else ""
+        return f"Receipt(id={self.id!r}, subject={self.subject!r}, position={self.position}{known})"
 
     @overload
-    async def wait(self, event: str, timeout: float = 5.0) -> Any: ...
+    async def wait(self, event: type[E], timeout: str | float = 5.0) -> E: ...
 
-    async def wait(self, event: Any, timeout: float = 5.0) -> Any:
+    @overload
+    async def wait(self, event: str, timeout: str | float = 5.0) -> Any: ...
+
+    async def wait(self, event: Any, timeout: str | float = 5.0) -> Any:
         """Wait for the first event of this class (or on this subject) that comes of this very publish, by way of any
         number of handlers, in whatever process.
 
@@ -62,7 +67,7 @@ class Receipt(msgspec.Struct, frozen=True, repr_omit_defaults=True):
         event has given up; a redrive may bring it all the same, so both may be waited for again. Writes nothing;
         cancelling it changes nothing.
         """
-        return await self._waiting().wait(self, event, timeout)
+        return await self._waiting().wait(self, event, seconds(timeout))
 
     async def progress(self, *events: Any) -> Progress:
         """How far the handling is at this moment, with a view to these events. Raises `LookupError` when the message is
@@ -126,9 +131,9 @@ class Publisher:
         *,
         key: str | None = None,
         id: str | None = None,
-        delay: float | None = None,
+        delay: str | float | None = None,
         at: datetime | None = None,
-        expires: float | None = None,
+        expires: str | float | None = None,
         cause: Message[Any] | None = None,
     ) -> Outgoing:
         """The message for an event, or for a subject and a plain body. Raises `InvalidMessage`; sends nothing."""
@@ -137,7 +142,7 @@ class Publisher:
         if key is None and form.key is not None and (own := getattr(value, form.key)) is not None:
             key = str(own)
         now = self.clock.time()
-        due = _due(now, delay, at) if delay is not None or at is not None else None
+        due = _due(now, _in_seconds("delay", delay), at) if delay is not None or at is not None else None
         message = compose(
             form.subject,
             form.codec.encode(value),
@@ -148,7 +153,7 @@ class Publisher:
             key=check_key(key) if key is not None else None,
             cause=cause or current_message.get(),
             not_before=due,
-            expires=None if expires is None else _over(now, due, expires),
+            expires=None if expires is None else _over(now, due, _in_seconds("expires", expires)),
         )
         return self._fitting(message, self.engine.max_message)
 
@@ -239,6 +244,21 @@ def check_key(key: str) -> str:
     if "\0" in key or any("\ud800" <= character <= "\udfff" for character in key):
         raise InvalidMessage(f"key {key[:40]!r}: a key has no NUL and no half of a surrogate pair")
     return key
+
+
+@overload
+def _in_seconds(name: str, given: str | float) -> float: ...
+
+
+@overload
+def _in_seconds(name: str, given: str | float | None) -> float | None: ...
+
+
+def _in_seconds(name: str, given: str | float | None) -> float | None:
+    try:
+        return seconds(given)
+    except ConfigError as error:
+        raise InvalidMessage(f"{name}={error}") from None
 
 
 def _due(now: float, delay: float | None, at: datetime | None) -> float | None:

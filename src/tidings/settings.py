@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from .errors import ConfigError
 from .retry import RetryPolicy
@@ -92,6 +92,19 @@ def duration(text: str | float) -> float:
     if not match:
         raise ConfigError(f"{text!r} is not a duration: write 500ms, 5s, 2m, 1h, 7d or a number of seconds")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+@overload
+def seconds(given: str | float) -> float: ...
+
+
+@overload
+def seconds(given: str | float | None) -> float | None: ...
+
+
+def seconds(given: str | float | None) -> float | None:
+    """`duration` for arguments in Python: text is parsed, a number stays what it is, and so does None."""
+    return duration(given) if isinstance(given, str) else given
 
 
 def load(start: Path | None = None, environment: Mapping[str, str] | None = None, **given: Any) -> Settings:

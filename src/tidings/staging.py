@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import failpoints
 from .engine import Outgoing
 from .publisher import Receipt
+from .settings import seconds
 
 if TYPE_CHECKING:
     from .running import Running
@@ -36,9 +37,9 @@ class SessionOutbox:
         *,
         key: str | None = None,
         id: str | None = None,
-        delay: float | None = None,
+        delay: str | float | None = None,
         at: datetime | None = None,
-        expires: float | None = None,
+        expires: str | float | None = None,
     ) -> Receipt:
         """Write the event into the transaction; it leaves after the commit, or not at all.
 
@@ -51,13 +52,13 @@ class SessionOutbox:
         await outbox.stage([message], self._look_soon(running, message))
         return Receipt(message.id, message.subject, waiting=running.publisher.waiting)
 
-    def publish_sync(self, what: Any, body: Any = None, *, timeout: float = 30.0, **options: Any) -> Receipt:
+    def publish_sync(self, what: Any, body: Any = None, *, timeout: str | float = 30.0, **options: Any) -> Receipt:
         """`publish` for a sync session, in the thread that uses it; takes the same options and raises the same errors.
 
         The first use in a process connects the bus and waits for that up to `timeout` seconds. The event is sent by
         the event loop that the bus runs in.
         """
-        running = self._connect_sync(timeout)
+        running = self._connect_sync(seconds(timeout))
         message = running.publisher.compose(what, body, **options)
         outbox = running.relay_of(self._session).units.outbox(self._session)
         outbox.stage_sync([message], self._look_soon(running, message))

@@ -94,7 +94,8 @@ def test_pub_outside_the_roots_is_live(shell: Shell) -> None:
     result = shell("pub", "channel21", "ping", "--count", "2")
     assert result.exit_code == 5
     assert result.stdout == "0 receivers: nobody listening\n" * 2
-    assert result.stderr == ""
+    assert "not stored" in result.stderr
+    assert "begins with events." in result.stderr
     assert shell.json("stats")["messages"] == 0
 
 
@@ -404,3 +405,10 @@ def test_request_without_anybody_who_answers(shell: Shell) -> None:
     result = shell("request", "todo.count")
     assert result.exit_code == 5
     assert "nobody answers 'todo.count'" in result.stderr
+
+
+def test_a_slip_in_a_subject_is_told(shell: Shell) -> None:
+    """Near a subject that a group wants, that one is named; far from all of them, none is."""
+    shell.declare("save", filter="events.todo.newitem")
+    assert "Did you mean events.todo.newitem?" in shell("pub", "events.todo.newitm", "{}").stderr
+    assert "Did you mean" not in shell("pub", "events.ship", "{}").stderr

@@ -47,3 +47,22 @@ def test_the_line_is_the_users(text: str, line: int, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError) as refused:
         load_bus("users_module:bus")
     assert f"{tmp_path / 'users_module.py'}, line {line})" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("st.py:bus", "st:bus?"),
+        ("./st.py", "st:bus?"),
+        ("./app/st.py:events", "app.st:events?"),
+        ("app/st", "app.st:bus?"),
+        (".st:bus", "st:bus?"),
+        ("../m:bus", "m:bus from the folder ..?"),
+        ("/srv/app/m.py:bus", "m:bus from the folder /srv/app?"),
+    ],
+)
+def test_a_path_is_told_as_the_module_it_is(given: str, meant: str) -> None:
+    """Who gives a file in place of a module is told what to write."""
+    with pytest.raises(ConfigError) as refused:
+        load_bus(given)
+    assert f"did you mean {meant}" in str(refused.value)

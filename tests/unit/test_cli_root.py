@@ -223,3 +223,13 @@ def test_main_is_what_the_script_calls(monkeypatch: pytest.MonkeyPatch, capsys: 
         cli.main()
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("tidings ")
+
+
+def test_a_bus_without_handlers_is_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forgotten import of the handlers: exit code 2 before anything is started, and what to do."""
+    (tmp_path / "handlerless.py").write_text("import tidings\nbus = tidings.Bus('app', url='memory:')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = tidings("run", "handlerless:bus")
+    assert result.exit_code == 2
+    assert "handlerless:bus has no handlers: import the modules with @bus.on(…)" in result.stderr

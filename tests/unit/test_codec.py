@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -306,3 +307,30 @@ def test_a_value_that_would_be_refused_on_arrival_is_not_sent() -> None:
     """msgspec makes instances without looking at their fields; the publisher hears of it, not a dead letter."""
     with pytest.raises(InvalidMessage, match=r"refused on arrival: Expected `str`, got `int` - at `\$\.text`"):
         codec_for(Struct).encode(Struct(text=5))  # type: ignore[arg-type]
+
+
+class Line(msgspec.Struct):
+    price: Any
+
+
+class Bill(msgspec.Struct):
+    lines: list[Line]
+
+
+class Page(BaseModel):
+    model_config = {"arbitrary_types_allowed": True}
+    about: dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "place"),
+    [
+        (Bill, Bill([Line(1), Line(object())]), "$.lines[1].price"),
+        (Page, Page(about={"a": 1, "b": object()}), "$.about.b"),
+        (Any, {"a": {"b": object()}}, "$.a.b"),
+    ],
+)
+def test_what_cannot_be_written_is_named(kind: Any, value: Any, place: str) -> None:
+    """The error says in which field of the event the thing is that JSON has nothing for."""
+    with pytest.raises(InvalidMessage, match=re.escape(f"at `{place}`")):
+        codec_for(kind).encode(value)

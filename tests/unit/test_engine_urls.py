@@ -22,3 +22,10 @@ def test_unknown_options_are_refused(option: str) -> None:
     """An option that is not known, or has no value that can be, is named, with what can be written."""
     with pytest.raises(ConfigError, match=r"\?replicas=1"):
         parse(f"nats://one/shop{option}")
+
+
+@pytest.mark.parametrize("url", ["nats:/localhost", "nats:localhost", "tls:/one/shop"])
+def test_a_slash_that_is_missing_is_told(url: str) -> None:
+    """It names no host that somebody could mean."""
+    with pytest.raises(ConfigError, match=r"has no (nats|tls):// in front of its host"):
+        parse(url)

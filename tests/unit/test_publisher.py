@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -261,3 +262,32 @@ async def test_a_full_store_says_so() -> None:
     with pytest.raises(tidings.StoreFull):
         await made.send([made.compose("events.x", "x" * 1500)])
     assert store.stats().messages == before
+
+
+async def test_durations_are_taken_as_text(t: TestBus) -> None:
+    """What `every` takes, `delay`, `expires` and time limits take; what is no duration is refused in a sentence."""
+    message = publisher().compose(New("x"), delay="5m", expires="1h")
+    same = publisher().compose(New("x"), delay=300, expires=3600)
+    assert message.not_before == same.not_before == t.clock.time() + 300
+    assert message.headers["ce-expirytime"] == same.headers["ce-expirytime"]
+    with pytest.raises(tidings.InvalidMessage, match="delay='soon' is not a duration: write 500ms, 5s"):
+        await t.bus.publish(New("x"), delay="soon")
+    with pytest.raises(tidings.InvalidMessage, match="expires='5 minutes' is not a duration"):
+        await t.bus.publish(New("x"), expires="5 minutes")
+    receipt = await t.bus.publish(New("x"))
+    waiting = asyncio.create_task(receipt.wait(Second, timeout="2m"))
+    while not waiting.done():
+        await t.clock.advance(50)
+    with pytest.raises(tidings.StillWorking, match="within 120 s"):
+        await waiting
+
+    @t.bus.on(New, group="other", timeout="2m")
+    async def handle(new: New) -> None: ...
+
+    assert t.bus.registry.handlers["other"].options.timeout == 120
+
+
+def test_a_receipt_is_shown_without_its_bus() -> None:
+    """What a person prints has the id, the subject and the place, and nothing of the machinery."""
+    bus = tidings.Bus("todo", url="memory:")
+    assert repr(bus.receipt("x", position=7)) == "Receipt(id='x', subject='', position=7)"

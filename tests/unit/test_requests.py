@@ -323,13 +323,15 @@ async def test_what_is_no_request_is_told_what_to_write(asked: Any, told: str) -
             await anext(bus.stream(asked))
 
 
-@pytest.mark.parametrize("timeout", ["5", None])
-async def test_a_timeout_is_a_number(timeout: Any) -> None:
-    """What is no number of seconds is refused before the question is sent."""
+@pytest.mark.parametrize(("timeout", "text"), [("soon", "write 500ms, 5s"), (None, "seconds, as in timeout=5")])
+async def test_a_timeout_is_a_time(timeout: Any, text: str) -> None:
+    """What is no time is refused before the question is sent."""
     bus = tidings.Bus("todo")
     async with TestBus(bus):
-        with pytest.raises(tidings.InvalidMessage, match="seconds, as in timeout=5"):
+        with pytest.raises((tidings.InvalidMessage, tidings.ConfigError), match=text):
             await bus.request(Count(), timeout=timeout)
+        with pytest.raises(tidings.NoResponder):
+            await bus.request(Count(), timeout="5s")
 
 
 async def test_a_request_inside_the_roots_is_refused() -> None:

@@ -34,6 +34,7 @@ def load_bus(where: str | None) -> Bus:
 def load_object(where: str, *, usual: str) -> Any:
     """What is at `module:name`; the working directory is looked in first, as Python itself does."""
     module_name, _, name = where.partition(":")
+    _check_no_path(module_name, name or usual)
     if not sys.flags.safe_path and "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -50,6 +51,17 @@ def load_object(where: str, *, usual: str) -> Any:
         except AttributeError:
             raise ConfigError(f"the module {module_name!r} has no {name or usual!r}") from None
     return found
+
+
+def _check_no_path(where: str, name: str) -> None:
+    """Raise `ConfigError` that names the module for who has given its file."""
+    if "/" not in where and not where.startswith(".") and not where.endswith(".py"):
+        return
+    path = Path(where.removesuffix(".py"))
+    outside = path.is_absolute() or ".." in path.parts
+    meant = path.name if outside else ".".join(path.parts).lstrip(".")
+    there = f" from the folder {path.parent}" if outside else ""
+    raise ConfigError(f"{where!r} is a path, and Python wants a module: did you mean {meant}:{name}{there}?")
 
 
 def _told(error: BaseException) -> str:

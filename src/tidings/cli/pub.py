@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import sys
 from typing import Any
@@ -127,9 +128,12 @@ def _unwanted(ledger: claims.Ledger, subject: str) -> str:
     ]
     if removed:
         return f"no group wants {subject} any more, and nobody will handle this: {', '.join(removed)} was removed"
+    wanted = {claim.filter for group in ledger.living() for claim in group.claims}
+    near = difflib.get_close_matches(subject, wanted, 1, 0.8)
+    meant = f"Did you mean {near[0]}" if near else "Is the subject right"
     return (
-        f"no group wants {subject}: it waits as unclaimed for the first that does (tidings dlq unclaimed). Is the "
-        "subject right, and did a worker with its handler ever run?"
+        f"no group wants {subject}: it waits as unclaimed for the first that does (tidings dlq unclaimed). {meant}? "
+        "And did a worker with its handler ever run?"
     )
 
 
@@ -165,6 +169,8 @@ async def _tell(engine: Engine, channel: str, body: bytes, rhythm: Rhythm, as_js
         else:
             output.put(_heard(heard))
     if unheard:
+        begins = " or ".join(root.removesuffix(">") for root in roots(engine))
+        output.say(f"not stored: it was said on a live channel; what is to be stored begins with {begins}")
         raise click.exceptions.Exit(NOT_FOUND)
 
 

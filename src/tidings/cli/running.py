@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .. import lifeline
+from ..errors import ConfigError
 from . import options
 
 if TYPE_CHECKING:
@@ -50,8 +51,20 @@ def run(app: str | None, groups: tuple[str, ...], workers: int) -> None:
 
     options.configure_logs("info")
     bus = load_bus(where)
+    _check_handlers(bus, str(where))
     bus.configure(**options.given())
     asyncio.run(work(bus, groups))
+
+
+def _check_handlers(bus: Bus, where: str) -> None:
+    """Raise `ConfigError` for a bus that would never do anything; who has a database may only want its outbox sent."""
+    known = bus.registry
+    if known.handlers or known.schedules or known.responders or known.listeners:
+        return
+    text = f"{where} has no handlers: import the modules with @bus.on(…) where the bus is made, below it, or run theirs"
+    if not bus.sessions:
+        raise ConfigError(text)
+    log.warning("%s. What is in its outbox is sent", text)
 
 
 async def work(bus: Bus, groups: Sequence[str] = ()) -> None:
@@ -74,7 +87,9 @@ async def work(bus: Bus, groups: Sequence[str] = ()) -> None:
         if starting.done():
             starting.result()
             _spare_collector()
-            handled = groups or (*bus.registry.handlers, *bus.registry.schedules)
+            known = bus.registry
+            heard = (channel for listener in known.listeners for channel in listener.handler.filters)
+            handled = groups or (*known.handlers, *known.schedules, *known.responders, *heard)
             log.info("ready: %s on %s", ", ".join(handled), bus.engine.description)
             lifeline.tell_ready()
             await stopping

@@ -71,6 +71,10 @@ def parse(url: str, namespace: str = "") -> Place:
 def _parse_nats(url: str, scheme: str, namespace: str) -> Place:
     # Several hosts stand in one URL, separated by commas: nats://user:password@one,two:4223/namespace?replicas=3
     url, _, options = url.partition("?")
+    if not url.startswith(f"{scheme}://"):
+        raise ConfigError(
+            f"the URL {mask(url)!r} has no {scheme}:// in front of its host: {scheme}://host:4222/namespace"
+        )
     address, _, path = url.removeprefix(f"{scheme}://").partition("/")
     login, at, hosts = address.rpartition("@")
     user, _, password = login.partition(":")
