@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from on_nats import take, until
 from tidings.clock import ManualClock, SystemClock
 from tidings.conformance.steps import heard
 from tidings.engine import Claim, Dead, Delivery, Done, Failure, Group, Outgoing, Reply, RetryAfter
-from tidings.engines.nats import Address, NatsEngine
+from tidings.engines.nats import Address, NatsEngine, lock
 from tidings.engines.nats.api import JetStream
 from tidings.engines.nats.connection import CoreConnection, OnDenied, OnLost, connect_nats_py
 from tidings.engines.nats.housekeeping import tidy
@@ -699,3 +700,32 @@ async def test_explain_names_the_holder(start: Start) -> None:
     assert (stats.waiting, stats.leased, stats.delayed) == (0, 1, 1)
     await engine.abandon()
     assert "does not answer" in (await other.states(one.entry))["g"].detail
+
+
+async def test_who_is_held_up_in_the_lock_takes_nothing_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is held up between reading a group and writing it, for longer than its lock lasts, reads it again:
+    what others have declared meanwhile stays, and is handed out."""
+    monkeypatch.setattr(lock, "_LIFE", 1)
+    monkeypatch.setattr(lock, "_SAFE", 0.5)
+    slow, other = await start(), await start()
+    await other.declare([group("events.base")])
+    consumer, has_read, goes_on = slow._js.consumer, asyncio.Event(), asyncio.Event()
+    looks = 0
+
+    async def held_up(stream: str, name: str) -> dict[str, Any] | None:
+        nonlocal looks
+        found = await consumer(stream, name)
+        looks += 1
+        if looks == 2:  # the first one is before the lock
+            has_read.set()
+            await goes_on.wait()
+        return found
+
+    monkeypatch.setattr(slow._js, "consumer", held_up)
+    declaring = asyncio.create_task(slow.declare([group("events.base", "events.slow")]))
+    await has_read.wait()
+    await other.declare([group("events.base", "events.other")])
+    goes_on.set()
+    await declaring
+    await other.publish([event(subject, subject=f"events.{subject}") for subject in ("base", "slow", "other")])
+    assert {delivery.entry.headers["ce-id"] for delivery in await take(other, 3)} == {"base", "slow", "other"}

@@ -242,10 +242,12 @@ class JetStream:
             if not page.get("consumers") or len(found) >= page["total"]:
                 return found
 
-    async def put_consumer(self, stream: str, config: dict[str, Any], action: str) -> dict[str, Any]:
+    async def put_consumer(
+        self, stream: str, config: dict[str, Any], action: str, *, timeout: float | None = None
+    ) -> dict[str, Any]:
         """`create` (raises `ApiError` 10148 when it exists otherwise) or `update`."""
         request = {"stream_name": stream, "config": config, "action": action}
-        return await self.call(f"CONSUMER.CREATE.{stream}.{config['name']}", request)
+        return await self.call(f"CONSUMER.CREATE.{stream}.{config['name']}", request, timeout=timeout)
 
     async def pause(self, stream: str, consumer: str, until: str | None) -> None:
         await self.call(f"CONSUMER.PAUSE.{stream}.{consumer}", {"pause_until": until} if until else {})

@@ -13,8 +13,8 @@ from ...engine import Claim, Entry, Group
 from ...errors import Conflict, EngineUnavailable
 from .api import CONSUMER_EXISTS, WRONG_SEQUENCE, ApiError, JetStream, expect
 from .layout import FOREVER, Held, Layout, Shape, shape_of
+from .lock import Lock, locked
 from .purge import hold
-from .streams import locked
 from .wire import Origin, copied, direct_entry, refers
 
 log = logging.getLogger("tidings.engines.nats")
@@ -121,31 +121,19 @@ class Groups:
 
     async def _add(self, group: Group) -> Shape:
         """Write the claims that are new, and another lease, into the consumers."""
-        layout = self._layout
-        async with locked(self._js, layout):
-            info = await self._js.consumer(layout.events, group.name)
-            before = _shape_or_conflict(info, group.name)
-            shape = _merged(before, group)
-            if info is not None and shape != before:
-                await self._write(info, shape)
-            if shape.lease != before.lease:
-                inbox = await self._js.consumer(layout.control, group.name)
-                if inbox is not None:
-                    config = _kept(inbox) | layout.inbox_config(shape)
-                    await self._js.put_consumer(layout.control, config, "update")
-            return shape
+        return await self._write(group.name, lambda shape: _merged(shape, group))
 
     async def _complete(self, name: str) -> Shape:
         """Finish the adding of claims: settle from where on each is handed out, and copy what stands before."""
-        await self._change(name, await self._bounded(name))
+        await self._write(name, await self._bounded(name))
         shape = _shape_or_conflict(await self._js.consumer(self._layout.events, name), name)
         older = tuple(held.claim for held in shape.claims if held.copied)
         added = tuple(held for held in shape.claims if not held.copied)
         for held in added:
             await self._copy(name, held.claim, older, (held.direct or 1) - 1)
-        return await self._change(name, lambda held: replace(held, copied=True) if held in added else held)
+        return await self._write(name, _each(lambda held: replace(held, copied=True) if held in added else held))
 
-    async def _bounded(self, name: str) -> Callable[[Held], Held]:
+    async def _bounded(self, name: str) -> Callable[[Shape], Shape]:
         """From where on added claims are handed out by the consumer.
 
         Its filters have been widened before, so it delivers whatever is stored from now on. What is stored already
@@ -155,20 +143,27 @@ class Groups:
         shape = _shape_or_conflict(await self._js.consumer(self._layout.events, name), name)
         last = int((await self._js.stream(self._layout.events))["state"]["last_seq"])
         widened = tuple(held for held in shape.claims if held.direct is None)
-        return lambda held: replace(held, direct=last + 1) if held in widened else held
+        return _each(lambda held: replace(held, direct=last + 1) if held in widened else held)
 
-    async def _change(self, name: str, change: Callable[[Held], Held]) -> Shape:
-        async with locked(self._js, self._layout):
-            info = await self._js.consumer(self._layout.events, name)
+    async def _write(self, name: str, change: Callable[[Shape], Shape]) -> Shape:
+        """Write into the consumers what becomes of the group's shape; nobody else changes it meanwhile."""
+
+        async def write(lock: Lock) -> Shape:
+            layout = self._layout
+            info = await self._js.consumer(layout.events, name)
             before = _shape_or_conflict(info, name)
-            shape = replace(before, claims=tuple(map(change, before.claims)))
+            shape = change(before)
+            # The consumer on Events last: what the group is stands there.
+            if shape.lease != before.lease and (inbox := await self._js.consumer(layout.control, name)):
+                await self._update(layout.control, inbox, layout.inbox_config(shape), lock)
             if info is not None and shape != before:
-                await self._write(info, shape)
+                await self._update(layout.events, info, layout.group_config(shape), lock)
             return shape
 
-    async def _write(self, info: dict[str, Any], shape: Shape) -> None:
-        config = _kept(info) | self._layout.group_config(shape)
-        await self._js.put_consumer(self._layout.events, config, "update")
+        return await locked(self._js, self._layout, write)
+
+    async def _update(self, stream: str, info: dict[str, Any], config: dict[str, Any], lock: Lock) -> None:
+        await self._js.put_consumer(stream, _kept(info) | config, "update", timeout=lock.left())
 
     async def _copy(self, name: str, claim: Claim, older: tuple[Claim, ...], last: int) -> None:
         async for frames in self._js.pages(self._layout.events, claim.filter, max(1, claim.since)):
@@ -210,6 +205,11 @@ class Groups:
             if asyncio.get_running_loop().time() > until:
                 raise EngineUnavailable(f"group {name} is not {'paused' if paused else 'resumed'} yet: try again")
             await asyncio.sleep(0.02)
+
+
+def _each(change: Callable[[Held], Held]) -> Callable[[Shape], Shape]:
+    """The change of a shape that changes each of its claims."""
+    return lambda shape: replace(shape, claims=tuple(map(change, shape.claims)))
 
 
 def _merged(shape: Shape, group: Group) -> Shape:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final, Literal, TypeAlias
 
 from ...errors import ConfigError, EngineUnavailable, NoNamespace
 from ...subjects import covers, normalise
-from .api import NO_STREAM, OVERLAP, WRONG_SEQUENCE, ApiError, JetStream, expect
+from .api import NO_STREAM, OVERLAP, ApiError, JetStream
 from .layout import API_LEVEL, Layout
 from .link import Denied
+from .lock import Lock, locked
 
 Mode: TypeAlias = Literal["look", "join", "extend"]
 """What opening a namespace may change. `look`: nothing, and none is an error. `join`: it is made where there is none,
 else taken as it is. `extend`: its roots are added to as well."""
 
 _SUFFIX: Final = "-events"
-_LOCK_LIFE = 5
 _COPIES = 3
 _NO_CLUSTER = 10074  # one server keeps one copy
 _TOO_FEW = 10005  # the cluster has not that many servers with JetStream and space at the moment
@@ -60,25 +57,6 @@ async def _others(js: JetStream) -> str:
         return ""
     there = sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
     return f", there are: {', '.join(there)}" if there else ", nor any other"
-
-
-@asynccontextmanager
-async def locked(js: JetStream, layout: Layout) -> AsyncIterator[None]:
-    """Hold the namespace's lock for changing shapes, for some seconds at most; a dead holder's lock ends by itself."""
-    loop = asyncio.get_running_loop()
-    until = loop.time() + 2 * _LOCK_LIFE + js.timeout
-    while True:
-        try:
-            ack = await js.store(layout.lock, b"", expect(0) | {"Nats-TTL": f"{_LOCK_LIFE}s"})
-            break
-        except ApiError as error:
-            if error.code != WRONG_SEQUENCE or loop.time() > until:
-                raise
-            await asyncio.sleep(0.05)
-    try:
-        yield
-    finally:
-        await js.delete_message(layout.control, ack.seq)
 
 
 async def _check_server(js: JetStream) -> None:
@@ -176,17 +154,20 @@ def _missing(layout: Layout, config: dict[str, Any]) -> list[str]:
 
 async def _add_roots(js: JetStream, layout: Layout) -> None:
     """Merge our roots into the stream. There is no compare-and-set on streams: hence the lock, and the look after."""
+
+    async def add(lock: Lock) -> None:
+        config = (await js.stream(layout.events))["config"]
+        config["subjects"] = normalise([*config["subjects"], *layout.roots])
+        try:
+            await js.call(f"STREAM.UPDATE.{layout.events}", config, timeout=lock.left())
+        except ApiError as error:
+            if error.code != OVERLAP:
+                raise
+            raise ConfigError(
+                f"roots={', '.join(layout.roots)}: another namespace or stream of this account has these subjects"
+            ) from error
+
     while True:
-        async with locked(js, layout):
-            config = (await js.stream(layout.events))["config"]
-            config["subjects"] = normalise([*config["subjects"], *layout.roots])
-            try:
-                config = (await js.call(f"STREAM.UPDATE.{layout.events}", config))["config"]
-            except ApiError as error:
-                if error.code != OVERLAP:
-                    raise
-                raise ConfigError(
-                    f"roots={', '.join(layout.roots)}: another namespace or stream of this account has these subjects"
-                ) from error
+        await locked(js, layout, add)
         if not _missing(layout, (await js.stream(layout.events))["config"]):
             return
