@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import cast
 
 import pytest
 
 import tidings
-from tidings.engine import Headers, Reply
-from tidings.errors import ConfigError, RemoteError, RequestTimeout, StreamBroken
-from tidings.live.streaming import BEAT, BROKEN_OFF, CHANNEL, NUMBER, _beat_of
+from tidings.engine import Engine, Headers, Reply
+from tidings.errors import ConfigError, EngineUnavailable, RemoteError, RequestTimeout, StreamBroken
+from tidings.live.streaming import BEAT, BROKEN_OFF, CHANNEL, NUMBER, AskerGone, _beat_of, deliver
 from tidings.testing import TestBus
 
 
@@ -164,3 +165,34 @@ async def test_large_items_are_not_far_ahead() -> None:
                 await asyncio.sleep(0)
             assert len(made) - got <= 5  # two megabytes, and one that waits for its turn
     assert got == 30
+
+
+async def test_what_stands_behind_a_lost_item_is_not_waited_for() -> None:
+    """A responder that could not deliver an item gives up those behind it, which the asker cannot take: the stream is
+    broken, and nobody waits for the other one."""
+    bus = tidings.Bus("todo")
+
+    class Losing:
+        async def request(self, channel: str, body: bytes, headers: Headers, timeout: float) -> Reply:
+            if headers.get(NUMBER) == "1":
+                raise EngineUnavailable("the connection was lost")
+            return await bus.engine.request(channel, body, headers, timeout)
+
+    async def items() -> AsyncGenerator[bytes, None]:
+        for number in range(5):
+            yield b"%d" % number
+
+    async def respond(subject: str, body: bytes, headers: Headers) -> Reply:
+        try:
+            return await deliver(cast(Engine, Losing()), bus.clock, headers, items(), asyncio.Event())
+        except AskerGone:
+            return BROKEN_OFF
+
+    class Lossy(tidings.Request[int], subject="todo.lossy"):
+        pass
+
+    async with asyncio.timeout(20), TestBus(bus), bus.engine.serve("todo.lossy", "g", respond):
+        arriving = bus.stream(Lossy())
+        assert await anext(arriving) == 0
+        with pytest.raises(StreamBroken):
+            await anext(arriving)

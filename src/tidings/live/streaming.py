@@ -236,8 +236,9 @@ class _Outlet:
         return number
 
     async def _all_taken(self) -> None:
-        while self._sending:
-            await asyncio.wait(self._sending)
+        # Those behind an item that was lost are never taken.
+        while self._sending and self._gone is None:
+            await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
         if self._gone is not None:
             raise self._gone
 
