@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
@@ -72,6 +73,11 @@ class Lasting:
         if self._began is not None:
             took, self._began = self._clock.monotonic() - self._began, None
             of_no_message(self._log.info, f"{text} after %.0f s", *arguments, took)
+
+
+def command() -> str:
+    """How the command line is called in a hint; who runs programs where it is called otherwise sets the variable."""
+    return os.environ.get("TIDINGS_COMMAND", "tidings")
 
 
 def of_no_message(write: Callable[..., object], text: str, *arguments: object) -> None:

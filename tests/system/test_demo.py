@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -59,6 +62,27 @@ class Demo:
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     eventually(lambda: embedded.locate(tmp_path / "data of the demo") is None)
+
+
+def test_what_the_log_tells_to_type_can_be_typed(folder: Path) -> None:
+    """Where `tidings` is not on the PATH, as in a clone, the line of a dead letter names a command that shows it."""
+    with Demo(folder, "--port", "0", environment={"PATH": os.defpath}) as demo:
+        demo.ready()
+        environment = {**os.environ, "PATH": os.defpath, "TIDINGS_URL": f"embedded:{demo.data}"}
+        publish = [sys.executable, "-m", "tidings", "pub", "events.todo.newitem", '{"item": 5}']
+        subprocess.run(publish, env=environment, check=True, capture_output=True, timeout=PATIENCE)
+        told = re.search(r"dead letter, invalid \((.+ dlq show \S+)\): ", demo.started.until("dead letter"))
+        assert told
+        done = subprocess.run(shlex.split(told[1]), env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert "Expected `str`, got `int`" in done.stdout
+        assert demo.stop() == 0
+
+
+def test_another_engine_is_told_how_it_is_used(folder: Path) -> None:
+    """`--engine redis` says that the demo brings its servers along, and how the system runs on one of the user's."""
+    with Demo(folder, "--engine", "redis") as demo:
+        assert "TIDINGS_URL=redis://host:6379 ../tidings up todo.handlers:bus" in demo.started.until("not one of")
+        assert demo.started.ended() == 2
 
 
 def test_an_item_is_saved_audited_and_survives(folder: Path) -> None:

@@ -45,20 +45,21 @@ async def test_an_item_is_saved_and_told(tmp_path: Path) -> None:
 
 
 async def test_the_log_says_what_the_original_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Save, audit and mutation write the lines by which the original's exercises are followed."""
+    """Save, audit and mutation write the lines by which the original's exercises are followed, and the item."""
     caplog.set_level(logging.INFO, "todo")
     async with todo(tmp_path, mutate=True) as app, TestBus(app.bus) as t:
         receipt = await app.bus.publish(app.events.NewItem(item="milk"))
         await t.settle()
         [new] = await t.published("events.todo.newitem")
         [saved] = await t.published("events.todo.itemsaved")
+        [mutated] = await t.published("events.todo.itemmutated")
     added = new.time.isoformat(timespec="seconds")
     assert sorted(record.getMessage() for record in caplog.records if record.name == "todo") == [
         f"AUDIT @ {added}: milk",
-        f"Item mutated; ID: 1; event ID: {saved.id}",
-        f"Item saved; ID: 1; event ID: {receipt.id}",
-        f"Mutating item, event ID: {saved.id}",
-        f"Saving item, added: {added}; event ID: {receipt.id}",
+        f"Item mutated; ID: 1; event ID: {saved.id}; item: {mutated.data.item}",
+        f"Item saved; ID: 1; event ID: {receipt.id}; item: milk",
+        f"Mutating item, event ID: {saved.id}; item: milk",
+        f"Saving item, added: {added}; event ID: {receipt.id}; item: milk",
     ]
 
 

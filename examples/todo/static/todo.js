@@ -45,7 +45,7 @@ function progress(row, { state, group, attempts, ...failure }) {
   if (state === "dead") {
     const reason = failure.text || REASONS[failure.reason]?.({ attempts, ...failure }) || failure.reason;
     mark(row, "failed", "Not saved");
-    why.textContent = `${group}: ${reason}. It is kept, and can be put back: tidings dlq redrive --all`;
+    why.textContent = `${group}: ${reason}. It is kept; in the clone ./tidings dlq redrive --all puts it back`;
     at("spoken").textContent = `Not saved: ${row.querySelector(".text").textContent}`;
   } else {
     mark(row, "queued", state === "retrying" ? `Failed ${attempts} ${attempts === 1 ? "time" : "times"}, trying again` : "Queued");

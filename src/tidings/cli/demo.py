@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from . import options
+
+
+class _Engine(click.Choice[str]):
+    """One that the demo brings along."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        return (
+            f"{super().get_invalid_choice_message(value, ctx)} The demo starts a server of its own. On a Redis or NATS "
+            "that runs already, in the folder `examples` of a clone: "
+            "TIDINGS_URL=redis://host:6379 ../tidings up todo.handlers:bus --web todo.web:app"
+        )
 
 
 @click.command()
@@ -16,7 +28,7 @@ from . import options
 @click.option("--scale", "scales", metavar="GROUP=N", multiple=True, help="N processes for a group: --scale save=3.")
 @click.option("--database-url", metavar="URL", help="Another database: postgresql://… [SQLite in the data folder]")
 @click.option(
-    "--engine", type=click.Choice(["embedded", "valkey"]), default="embedded", show_default=True, help="What carries."
+    "--engine", type=_Engine(["embedded", "valkey"]), default="embedded", show_default=True, help="What carries."
 )
 @click.option("--no-open", is_flag=True, help="Do not open a browser.")
 @click.option("--exit-after-ready", is_flag=True, help="Stop as soon as everything answers: for tests.")

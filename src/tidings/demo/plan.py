@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -96,6 +98,7 @@ class Demo(msgspec.Struct, frozen=True):
             "TIDINGS_NAMESPACE": "tidings",
             "TIDINGS_DATABASE_URL": self.database_url,
             "TIDINGS_DATA": str(self.data),
+            "TIDINGS_COMMAND": command(),
             "TODO_MUTATE": "1" if "mutate" in self.parts else "0",
         }
         return msgspec.structs.replace(program, environment=environment)
@@ -113,6 +116,19 @@ def short(name: str) -> str:
         if name in (word, group):
             return word
     raise ConfigError(f"the to-do system has no handlers {name!r}; it has {', '.join(GROUPS)}")
+
+
+def command() -> str:
+    """How to call the command line from any folder."""
+    script = Path(sys.executable).with_name("tidings")
+    folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    if any(Path(folder, "tidings").exists() for folder in folders):
+        return "tidings"
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m tidings"
+    of_clone = CHECKOUT / "tidings"
+    by_clone = of_clone.is_file() and CHECKOUT / ".cache" in script.parents  # `./demo` was started
+    return shlex.quote(str(of_clone if by_clone else script))
 
 
 def home() -> Path:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
 import socket
-import sys
 import threading
 import time
 import webbrowser
@@ -22,7 +20,7 @@ from ..cli.attend import Terminal
 from ..embedded.locks import FileLock
 from ..errors import BrokerError, ConfigError, EngineUnavailable, MissingExtra
 from . import valkey
-from .plan import CHECKOUT, USUAL_PORT, Demo
+from .plan import USUAL_PORT, Demo, command
 
 HOST: Final = "127.0.0.1"
 _PATIENCE: Final = 60.0  # seconds that --exit-after-ready waits
@@ -155,7 +153,7 @@ def _introduce(terminal: Terminal, demo: Demo, page: str) -> None:
 
 
 def _next_steps(terminal: Terminal, demo: Demo, page: str) -> None:
-    tidings = _command()
+    tidings = command()
     terminal.say("Next, in another terminal, from any folder:")
     # A password belongs into no terminal: it stands in a file that nobody else can read.
     url = f'"$(cat {shlex.quote(str(demo.valkey_folder / "url"))})"' if demo.valkey else shlex.quote(demo.url)
@@ -168,16 +166,3 @@ def _next_steps(terminal: Terminal, demo: Demo, page: str) -> None:
     terminal.say(f"  {tidings} tail 'events.todo.>' --since -5m")
     terminal.say(f"  {tidings} groups ls")
     terminal.say(f"  {tidings} doctor")
-
-
-def _command() -> str:
-    """How to call the command line from any folder."""
-    script = Path(sys.executable).with_name("tidings")
-    folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
-    if any(Path(folder, "tidings").exists() for folder in folders):
-        return "tidings"
-    if not script.exists():
-        return f"{shlex.quote(sys.executable)} -m tidings"
-    of_clone = CHECKOUT / "tidings"
-    by_clone = of_clone.is_file() and CHECKOUT / ".cache" in script.parents  # `./demo` was started
-    return shlex.quote(str(of_clone if by_clone else script))

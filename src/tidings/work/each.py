@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..engine import Delivery, Done, Outcome, Release
 from ..errors import Conflict, EngineError
-from ..logs import name_message, of_no_message
+from ..logs import command, name_message, of_no_message
 from ..message import Message, identity
 from ..outbox import Relay
 from .calling import is_stopping, loop_ends
@@ -173,7 +173,7 @@ class Each:
         is not counted for this one."""
         dead = crash_loop(delivery, self.handling.handler.name)
         if dead is not None:
-            log.error("dead letter, crash_loop (tidings dlq show %s): %s", key_of(delivery), dead.failure.message)
+            log.error("dead letter, crash_loop (%s dlq show %s): %s", command(), key_of(delivery), dead.failure.message)
             self._hands.put(dead)
             return
         async with self._floor.alone():

@@ -22,7 +22,7 @@ from ..engine import Dead, Delivery, Done, Failure, Outcome, Outgoing, Reason, R
 from ..errors import DecodeError
 from ..events import EventSpec, spec_of
 from ..handlers import Handler
-from ..logs import Lasting
+from ..logs import Lasting, command
 from ..message import EXPIRY, Message, current_message, expiry, follow_up_id, identity
 from ..publisher import Publisher
 from ..registry import Plan
@@ -314,8 +314,9 @@ class Handling:
             tried = f"attempt {failed}" if failed > policy.attempts else f"attempt {failed} of {policy.attempts}"
             place = place_of(error, self.handler.function.__module__.partition(".")[0])
             log.error(
-                "%s failed, dead letter (tidings dlq show %s): %s",
+                "%s failed, dead letter (%s dlq show %s): %s",
                 tried,
+                command(),
                 key_of(delivery),
                 line_of(error),
                 exc_info=error,
@@ -329,7 +330,7 @@ class Handling:
 
     def _dead(self, delivery: Delivery, reason: Reason, error: Exception) -> Dead:
         """One on which no handler has failed."""
-        log.error("dead letter, %s (tidings dlq show %s): %s", reason, key_of(delivery), error_text(error))
+        log.error("dead letter, %s (%s dlq show %s): %s", reason, command(), key_of(delivery), error_text(error))
         return Dead(delivery, reason, self._failure(error, with_traceback=False))
 
     def _failure(self, error: Exception, *, with_traceback: bool = True) -> Failure:
