@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from .claims import Start
 from .clock import Clock, SystemClock
 from .codec import codec_for
+from .connection import Connection, Connections
 from .engine import Engine, Lagged
 from .errors import ConfigError, PublishInTransaction
 from .events import Request, require_spec, spec_of
@@ -55,7 +56,8 @@ class Bus:
     database.
 
     Making a bus connects to nothing. The first use connects; `lifespan`, or `async with bus:`, says when and also
-    closes. A bus belongs to one event loop at a time.
+    closes. A bus belongs to one event loop at a time; that of the application takes over what `publish_sync` has
+    connected in a thread before.
     """
 
     def __init__(
@@ -81,9 +83,8 @@ class Bus:
         self.sessions = [maker for maker in (sessions, sync_sessions) if maker is not None]
         self.starters: list[Callable[[], Awaitable[object]]] = []
         self._pushed: list[str] = []
-        self._running: Running | None = None
-        self._connecting = asyncio.Lock()
-        self._sync = SyncPublisher(self)
+        self._connections = Connections(name, lambda: Running.start(self, self._pushed))
+        self._sync = SyncPublisher(self, self._connections)
         self.receipts = Receipts(self)
 
     # --- settings -------------------------------------------------------------------------------------------------
@@ -419,48 +420,38 @@ class Bus:
     async def connect(self) -> Running:
         """Connect if it has not happened yet, and declare all groups of this bus.
 
-        Raises `ConfigError` for handlers that cannot work, or when it is connected in another event loop, and
-        `EngineUnavailable` when nobody answers.
+        Connecting is one for all who use the bus meanwhile: who gives up waiting, cancelled or by a time limit of its
+        own, ends it for nobody. Raises `ConfigError` for handlers that cannot work, or when it is connected in another
+        event loop, `EngineUnavailable` when nobody answers, `Closed` when the bus is closed meanwhile.
         """
-        if self._running is None:
-            async with self._connecting:
-                if self._running is None:
-                    self._running = await Running.start(self, self._pushed)
-        if self._running.loop is not asyncio.get_running_loop():
-            raise ConfigError(
-                f"{self!r} is connected in another event loop, or was in one that ended without closing it: write "
-                "`async with bus:` inside each asyncio.run(…), or publish_sync, which shares one between threads"
-            )
-        return self._running
+        connection = self._connections.current
+        if connection is not None and connection.running is not None and connection.loop is asyncio.get_running_loop():
+            return connection.running
+        return await self._connections.connect()
 
     def _ready(self) -> Running:
-        if self._running is None:
+        if (running := self.connected) is None:
             raise ConfigError("the bus is not connected")
-        return self._running
+        return running
 
     @property
     def connected(self) -> Running | None:
         """The connection, or None."""
-        return self._running
+        return self._connections.running
 
     async def close(self) -> None:
-        """Stop workers (drained), send what is committed, disconnect; idempotent. The next use connects again."""
-        running = self._running
-        if running is None or running.lent:
-            return
-        try:
-            await running.close()  # a handler that publishes while the workers drain still finds it here
-        finally:
-            if self._running is running:
-                self.forget_connection()
+        """Stop workers (drained), send what is committed, disconnect; idempotent. The next use connects again.
 
-    def forget_connection(self) -> None:
-        """The next use makes a new one. After a fork: the parent's is left alone."""
-        self._running = None
-        self._connecting = asyncio.Lock()  # a lock stays bound to its loop, and the next use may be in another one
+        While the bus connects it gives that up. Cut off, it drains no more, but leaves nothing running.
+        """
+        await self._connections.close()
 
     async def __aenter__(self) -> Bus:
-        await self.connect()
+        try:
+            await self.connect()
+        except asyncio.CancelledError:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -483,15 +474,15 @@ class Bus:
     @asynccontextmanager
     async def replaced(self, running: Running, clock: Clock) -> AsyncIterator[None]:
         """Run on another connection and clock for a while; for tests (`tidings.testing.TestBus`)."""
-        before = self._running, self.clock
-        self._running, self.clock = running, clock
+        before = self._connections.current, self.clock
+        self._connections.current, self.clock = Connection(running.loop, running), clock
         try:
             yield
         finally:
             try:
                 await running.close()
             finally:
-                self._running, self.clock = before
+                self._connections.current, self.clock = before
 
     def __repr__(self) -> str:
         return f"<Bus {self.name!r}>"

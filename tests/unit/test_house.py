@@ -51,7 +51,7 @@ LAYERS = (
     ),
     ("work", "order"),  # the life of a message
     ("live", "deadletters", "replay", "processes", "asyncapi"),  # one feature, one place
-    ("push", "sync", "staging", "running", "lifespan", "bus"),  # one object that holds it all
+    ("push", "sync", "staging", "running", "connection", "lifespan", "bus"),  # one object that holds it all
     ("testing", "pytest_plugin", "conformance", "doctor", "demo", "cli", "__main__"),  # what users touch
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
