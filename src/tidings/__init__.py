@@ -47,6 +47,7 @@ if typing.TYPE_CHECKING:
         TooFewAnswers,
         TooLarge,
         Unconfirmed,
+        Unsuitable,
     )
     from .events import Event, Request, event, request
     from .live.gather import Gathered
@@ -100,6 +101,7 @@ __all__ = [
     "TooFewAnswers",
     "TooLarge",
     "Unconfirmed",
+    "Unsuitable",
     "__version__",
     "event",
     "request",

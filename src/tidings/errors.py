@@ -10,7 +10,8 @@
     ├── EngineError
     │   ├── EngineUnavailable  nobody answers at the engine's address, or it cannot be used as it is
     │   │   ├── BrokerError    the embedded broker could not be started
-    │   │   ├── NotAllowed         it answers, and this user may not do that
+    │   │   ├── NotAllowed     it answers, and this user may not do that
+    │   │   ├── Unsuitable     it answers, and as it is set up it would lose messages, or cannot keep any
     │   │   └── NoNamespace    it answers, but nothing of this name was ever made there
     │   ├── Unconfirmed        no answer in time: the message may be stored or not; repeat with the same id
     │   ├── StoreFull          the engine refuses to store more
@@ -105,6 +106,11 @@ class BrokerError(EngineUnavailable):
 
 class NotAllowed(EngineUnavailable):
     """The engine does not let this user do that. The text says what to do."""
+
+
+class Unsuitable(EngineUnavailable):
+    """What answers is not what Tidings can work with, as it is set up or for its version: trying again changes nothing.
+    The text says what to set."""
 
 
 class NoNamespace(EngineUnavailable):

@@ -117,3 +117,19 @@ def test_the_commands_work(server: RedisServer, folder: Path) -> None:
         ):
             done = tidings(server, *words)
             assert (done.returncode, part in done.stdout) == (0, True), (words, done)
+
+
+@pytest.mark.parametrize("words", [("app:bus",), ("--web", "app:web")])
+def test_up_ends_at_a_server_that_forgets(words: tuple[str, ...], folder: Path) -> None:
+    """What only a person can mend is told once, with exit code 2: nothing is started again and again."""
+    web = "\nfrom starlette.applications import Starlette\nweb = Starlette(lifespan=bus.lifespan)\n"
+    (folder / "app.py").write_text(APP + web)
+    forgetful = RedisServer(folder / "forgetful", appendonly="no")
+    asyncio.run(forgetful.start())
+    try:
+        with Started("up", *words, "--port", "0", cwd=folder, environment={"TIDINGS_URL": forgetful.url}) as up:
+            up.until("set `appendonly yes`")
+            assert up.ended() == 2
+            assert "starting it again" not in up.output
+    finally:
+        forgetful.kill()

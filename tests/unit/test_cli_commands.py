@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from shell import MemoryShell
@@ -25,12 +26,14 @@ class Shell(MemoryShell):
         messages = [Outgoing(subject, body, {}, new_id()) for body in bodies]
         self.play(lambda engine: engine.publish(messages))
 
-    def bury(self, group: str, count: int = 1, error: str = "ValueError", body: bytes = b"{}") -> None:
+    def bury(
+        self, group: str, count: int = 1, error: str = "ValueError", body: bytes = b"{}", traceback: str = TRACEBACK
+    ) -> None:
         """Publish and let it die in the group."""
         self.publish(*[body] * count)
 
         async def die(engine: MemoryEngine) -> None:
-            failure = Failure(error, "too long", TRACEBACK, "app.save", "host", "1")
+            failure = Failure(error, "too long", traceback, "app.save", "host", "1")
             await engine.settle([Dead(d, "handler_error", failure) for d in await engine.pull(group, count, 0)])
 
         self.play(die)
@@ -412,3 +415,30 @@ def test_a_slip_in_a_subject_is_told(shell: Shell) -> None:
     shell.declare("save", filter="events.todo.newitem")
     assert "Did you mean events.todo.newitem?" in shell("pub", "events.todo.newitm", "{}").stderr
     assert "Did you mean" not in shell("pub", "events.ship", "{}").stderr
+
+
+def test_dlq_show_has_the_application_s_own_lines(shell: Shell) -> None:
+    """What libraries stand between is left out and said to be; with --full it is there."""
+    library = f'  File "{msgspec.__file__}", line 7, in decode\n    decoder.decode(body)\n'
+    traceback = (
+        "Traceback (most recent call last):\n"
+        f'{library}  File "/srv/shop/app.py", line 12, in save\n    price(item)\n{library}ValueError: no price'
+    )
+    shell.declare("save")
+    shell.bury("save", traceback=traceback)
+    short, full = shell.out("dlq", "show", "save/1"), shell.out("dlq", "show", "save/1", "--full")
+    assert 'File "/srv/shop/app.py", line 12' in short
+    assert "msgspec" not in short
+    assert "which --full shows" in short
+    assert traceback in full
+
+
+def test_dlq_redrive_of_nothing_and_for_nobody(shell: Shell) -> None:
+    """All of nothing is nothing to put back, and done; where no worker runs that is said beside what was done."""
+    shell.declare("save")
+    for act in ("redrive", "drop"):
+        nothing = shell("dlq", act, "--all")
+        assert nothing.exit_code == 0
+        assert nothing.stdout.startswith("nothing to ")
+    shell.bury("save")
+    assert "no worker of save runs" in shell("dlq", "redrive", "--all").stderr

@@ -18,7 +18,7 @@ from tidings.engine import Claim, Dead, Done, Failure, Group, Headers, Lagged, O
 from tidings.engines.redis import Address, RedisEngine, probe
 from tidings.engines.redis.library import library
 from tidings.engines.redis.permissions import rule
-from tidings.errors import ConfigError, EngineUnavailable, InvalidMessage, NoNamespace, StoreFull
+from tidings.errors import ConfigError, EngineUnavailable, InvalidMessage, NoNamespace, StoreFull, Unsuitable
 
 FAILURE = Failure("ValueError", "not today")
 GROUP = Group("g", (Claim("events.>"),), lease=5.0)
@@ -64,7 +64,7 @@ async def test_a_server_without_a_file_is_refused(tmp_path: Path, start: Start) 
     forgetful = RedisServer(tmp_path / "forgetful", appendonly="no")
     await forgetful.start()
     try:
-        with pytest.raises(EngineUnavailable, match="set `appendonly yes`"):
+        with pytest.raises(Unsuitable, match="set `appendonly yes`"):
             await start(forgetful.address)
         engine = await start(replace(forgetful.address, durability="none"))
         assert not engine.durable

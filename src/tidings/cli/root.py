@@ -125,7 +125,7 @@ def sentence(error: BaseException) -> str:
 
 def code_of(error: BaseException) -> int:
     """The exit code of an error."""
-    if isinstance(error, errors.ConfigError | errors.InvalidMessage):
+    if isinstance(error, errors.ConfigError | errors.InvalidMessage | errors.Unsuitable):
         return USAGE
     if isinstance(error, Partly):
         return PARTLY

@@ -12,10 +12,12 @@ from typing import Final
 import click
 
 from .. import lifeline
-from ..errors import MissingExtra
+from ..errors import ConfigError, MissingExtra, Unsuitable
+from ..processes import UNUSABLE
 from ..work.tracebacks import without_libraries
 from . import options
 
+_HOPELESS: Final = tuple(f"{kind.__module__}.{kind.__name__}:" for kind in (ConfigError, MissingExtra, Unsuitable))
 _GRACE: Final = 3  # seconds for open connections; browsers that are pushed to never close theirs
 
 
@@ -50,11 +52,28 @@ def web(app: str, fd: int) -> None:
     said = logging.getLogger("uvicorn.error")
     # Browsers that are pushed to are cut off when we stop: nothing that a person needs to read as an error.
     said.addFilter(lambda record: not (server.should_exit and "without completing response" in record.getMessage()))
+    hopeless = _Hopeless()
+    said.addFilter(hopeless)
     if not said.isEnabledFor(logging.DEBUG):
         said.addFilter(_short)
-    server.run(sockets=[socket.socket(fileno=fd)])
+    try:
+        server.run(sockets=[socket.socket(fileno=fd)])
+    except SystemExit:
+        if not hopeless.met:
+            raise
     if not server.started:
-        sys.exit(1)
+        sys.exit(UNUSABLE if hopeless.met else 1)
+
+
+class _Hopeless(logging.Filter):
+    """Notices why an application does not start, which ASGI tells as the text of a traceback only, where the next try
+    would end the same way."""
+
+    met = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.met |= str(record.msg).strip().rpartition("\n")[2].startswith(_HOPELESS)
+        return True
 
 
 def _short(record: logging.LogRecord) -> bool:

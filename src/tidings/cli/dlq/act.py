@@ -6,7 +6,7 @@ import getpass
 import platform
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -61,20 +61,25 @@ def drop(because: str, **given: Any) -> None:
 async def _redrive(order: Order, rate: float | None, ask: bool) -> None:
     selection = order.choice.deliberate
     async with session() as engine:
-        meant = await _meant(engine, selection)
+        meant = await _meant(engine, selection, order)
         total, groups = meant.total(), ", ".join(meant)
+        if not meant:
+            return _tell(order, 0, 0, "nothing to put back")
         if order.dry_run:
             return _tell(order, total, 0, f"{total} would go back to {groups} (dry run)")
         output.confirm(f"Put {total} message(s) back to {groups}?", yes=not ask)
         looked, done = await _move(engine, engine.redrive, selection, total, rate)
+        await _tell_idle(engine, meant)
     return _tell(order, looked, done, f"{done} put back to {groups}")
 
 
 async def _drop(order: Order, because: str) -> None:
     selection = order.choice.deliberate
     async with session("admin") as engine:
-        meant = await _meant(engine, selection)
+        meant = await _meant(engine, selection, order)
         total, groups = meant.total(), ", ".join(meant)
+        if not meant:
+            return _tell(order, 0, 0, "nothing to drop")
         if order.dry_run:
             return _tell(order, total, 0, f"{total} of {groups} would be dropped (dry run)")
         output.confirm(f"Drop {total} message(s) of {groups} for good?", yes=order.yes)
@@ -83,9 +88,18 @@ async def _drop(order: Order, because: str) -> None:
     return _tell(order, looked, done, f"{done} dropped")
 
 
-async def _meant(engine: Engine, selection: Selection) -> Counter[str]:
+async def _tell_idle(engine: Engine, groups: Iterable[str]) -> None:
+    stats = await engine.stats()
+    for group in groups:
+        counts = stats.groups.get(group)
+        if counts is not None and not counts.pulling and not counts.leased:
+            output.say(f"no worker of {group} runs: they wait for one (tidings run MODULE:BUS --group {group})")
+
+
+async def _meant(engine: Engine, selection: Selection, order: Order) -> Counter[str]:
+    """How many, by group: maybe none for who said --all, which is true of nothing as well."""
     meant = await deadletters.count(engine, selection)
-    if not meant:
+    if not meant and not order.choice.everything:
         raise NotFound("no dead letter is meant by that: `tidings dlq ls` lists them")
     return meant
 

@@ -15,6 +15,7 @@ from ...deadletters import Act, Kind, Selection
 from ...engine import DeadLetter
 from ...message import decode_header
 from ...order import parked_behind
+from ...work.tracebacks import without_libraries
 from .. import options, output
 from ..root import NotFound
 from ..session import run, session
@@ -117,10 +118,11 @@ async def _put_all(found: AsyncIterator[list[DeadLetter]]) -> None:
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @click.option("--body", "only_body", is_flag=True, help="Only the bytes that a redrive delivers.")
 @click.option("--original", "only_original", is_flag=True, help="Only the bytes as they were published.")
+@click.option("--full", is_flag=True, help="The whole traceback, with the lines of libraries.")
 @options.as_json
 @options.common
-def show(keys: tuple[str, ...], only_body: bool, only_original: bool, as_json: bool) -> None:
-    """Show dead letters with their traceback and bytes."""
+def show(keys: tuple[str, ...], only_body: bool, only_original: bool, full: bool, as_json: bool) -> None:
+    """Show dead letters with their bytes, and where in the application's own lines they failed."""
     letters, waiting = run(_with_parked(keys))
     if only_body or only_original:
         for letter in letters:
@@ -129,7 +131,7 @@ def show(keys: tuple[str, ...], only_body: bool, only_original: bool, as_json: b
         output.put_json([fields(letter) | {"behind": waiting.get(letter.key, 0)} for letter in letters])
     else:
         for letter in letters:
-            _describe(letter, waiting.get(letter.key, 0))
+            _describe(letter, waiting.get(letter.key, 0), full)
     found = {letter.key for letter in letters}
     if missing := [key for key in keys if key not in found]:
         raise NotFound(f"there is no dead letter {', '.join(missing)}: `tidings dlq ls --flat` lists them")
@@ -152,7 +154,7 @@ async def _with_parked(keys: tuple[str, ...]) -> tuple[list[DeadLetter], dict[st
         return letters, await parked_behind(engine, letters)
 
 
-def _describe(letter: DeadLetter, waiting: int) -> None:
+def _describe(letter: DeadLetter, waiting: int, full: bool) -> None:
     entry, failure = letter.entry, letter.failure
     output.put(f"{letter.key}  {letter.reason}: {failure.error}: {failure.message}")
     output.put(f"  subject   {entry.subject}, position {entry.position}, stored {output.moment(entry.time)}")
@@ -169,7 +171,10 @@ def _describe(letter: DeadLetter, waiting: int) -> None:
         output.put(f"  original  {_text(letter.original)}")
     output.put(f"  {'edited  ' if letter.original is not None else 'body    '}  {_text(entry.body)}")
     if failure.traceback:
-        output.put(failure.traceback.rstrip())
+        shown = failure.traceback if full else without_libraries(failure.traceback)
+        output.put(shown.rstrip())
+        if shown != failure.traceback:
+            output.put("(without the lines of libraries, which --full shows)")
     output.put("")
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
-from ...errors import EngineUnavailable
+from ...errors import EngineUnavailable, Unsuitable
 from .address import Address
 from .wire import Wire
 
@@ -29,13 +29,13 @@ async def probe(address: Address) -> str:
 
 
 async def check(wire: Wire, address: Address) -> None:
-    """Raise `EngineUnavailable` for a server that would lose messages, naming what to set."""
+    """Raise `Unsuitable` for a server that would lose messages, naming what to set."""
     facts = _facts(await wire.ask("INFO"))
     version = facts.get("valkey_version") or facts.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        raise EngineUnavailable(f"{address.shown} is version {version}: Redis from 7.0 on, or Valkey, is needed")
+        raise Unsuitable(f"{address.shown} is version {version}: Redis from 7.0 on, or Valkey, is needed")
     if facts.get("redis_mode") == "cluster":
-        raise EngineUnavailable(
+        raise Unsuitable(
             f"{address.shown} is part of a Redis cluster, where a namespace cannot live yet: "
             "use a server of its own, with replicas if you like"
         )
@@ -51,19 +51,19 @@ async def _check_durable(wire: Wire, address: Address) -> None:
         try:
             answer = await wire.ask("CONFIG", "GET", name)
         except ResponseError as error:
-            raise EngineUnavailable(
+            raise Unsuitable(
                 f"{address.shown} does not let us see its settings ({error}). If it appends to a file and has the "
                 "policy noeviction, say so in the URL: ?durability=always or ?durability=everysec; or ?durability=none "
                 "if messages may be lost"
             ) from error
         settings[name] = answer[1].decode() if len(answer) > 1 else ""
     if settings["appendonly"] != "yes":
-        raise EngineUnavailable(
+        raise Unsuitable(
             f"{address.shown} keeps messages in memory only and loses them when it ends: set `appendonly yes` there "
             "(`redis-cli CONFIG SET appendonly yes`, and in its redis.conf), or accept that with ?durability=none"
         )
     if settings["maxmemory-policy"] != "noeviction":
-        raise EngineUnavailable(
+        raise Unsuitable(
             f"{address.shown} throws keys away when its memory is full ({settings['maxmemory-policy']}): set "
             "`maxmemory-policy noeviction` there, or use a server of its own"
         )
