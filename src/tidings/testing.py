@@ -30,14 +30,16 @@ class NotQuiet(TidingsError, AssertionError):
 async def attached(bus: Bus, engine: Engine, clock: Clock, namespace: str = "tidings") -> AsyncIterator[Running]:
     """Run a bus on an engine that is open, instead of the one its settings name; leaving drains the bus and leaves the
     engine open. Its groups are declared; `work` starts its handlers."""
-    stack = AsyncExitStack()
-    units = units_of(bus, stack)
-    before, bus.clock = bus.clock, clock
-    running = Running(bus, engine, namespace, units, stack)
-    bus.clock = before
-    async with bus.replaced(running, clock):
-        await running.declare()
-        yield running
+    async with AsyncExitStack() as stack:
+        units = units_of(bus, stack)
+        before, bus.clock = bus.clock, clock
+        try:
+            running = Running(bus, engine, namespace, units, stack)
+        finally:
+            bus.clock = before
+        async with bus.replaced(running, clock):
+            await running.declare()
+            yield running
 
 
 class TestBus:
@@ -77,10 +79,14 @@ class TestBus:
 
     async def __aexit__(self, *_: object) -> None:
         closing = asyncio.ensure_future(self._stack.aclose())
-        # Time goes on meanwhile, or a handler that hangs would have its grace for ever.
-        while not (await asyncio.wait({closing}, timeout=0.05))[0]:
-            await self.clock.advance(1.0)
-        await closing
+        try:
+            # Time goes on meanwhile, or a handler that hangs would have its grace for ever.
+            while not (await asyncio.wait({closing}, timeout=0.05))[0]:
+                await self.clock.advance(1.0)
+        finally:
+            closing.cancel()  # cut off: the application gets its bus back all the same
+            await asyncio.wait({closing})
+        closing.result()
 
     async def settle(self, timeout: float = 10.0) -> None:
         """Wait until nothing moves: no message ready, none in a handler, no follow-up on its way.

@@ -140,6 +140,37 @@ async def test_a_bus_that_cannot_start_is_given_back() -> None:
     assert bus.clock is clock
 
 
+async def test_leaving_that_is_cut_off_gives_the_bus_back() -> None:
+    """A time limit around the whole test ends in the middle of leaving: nothing of the test goes on, and the
+    application has its own clock and connection again."""
+    bus, begun, leaving = tidings.Bus("todo"), asyncio.Event(), asyncio.Event()
+    clock = bus.clock
+
+    @bus.on(New, group="g")
+    async def handle(new: New) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            assert leaving.is_set()
+
+    async def test() -> None:
+        async with TestBus(bus):
+            await bus.publish(New())
+            await begun.wait()
+            leaving.set()
+
+    testing = asyncio.create_task(test())
+    await leaving.wait()
+    await asyncio.sleep(0)
+    testing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await testing
+    assert bus.clock is clock
+    assert bus.connected is None
+    assert [task for task in asyncio.all_tasks() if task.get_name().startswith("tidings")] == []
+
+
 async def test_an_error_in_the_test_comes_through() -> None:
     """Leaving by an exception stops everything and hides nothing."""
     bus = tidings.Bus("todo")
