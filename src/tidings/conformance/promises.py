@@ -36,6 +36,7 @@ PROMISES = (
             "an_id_is_stored_once",
             "not_before_keeps_the_identity",
             "many_keep_their_order",
+            "a_lost_leader_leaves_each_call_in_order",
             "callers_at_once",
             "many_in_one_call_keep_their_order",
             "known_ids_among_many",
@@ -176,6 +177,7 @@ PROMISES = (
         (
             "one_reader_gets_them_in_order",
             "many_keep_their_order",
+            "a_lost_leader_leaves_each_call_in_order",
             "push_misses_nothing",
             "ordered_goes_to_one_reader",
             "ordered_comes_again_from_the_oldest",
@@ -272,6 +274,7 @@ PROMISES = (
             "everything_goes_on_after_a_restart",
             "everything_goes_on_after_a_cut",
             "three_drops_in_a_row",
+            "a_drop_in_a_call_costs_a_moment",
             "a_dead_wire_is_noticed",
             "stats_add_up",
             "open_and_close_are_idempotent",
