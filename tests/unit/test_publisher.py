@@ -291,3 +291,24 @@ def test_a_receipt_is_shown_without_its_bus() -> None:
     """What a person prints has the id, the subject and the place, and nothing of the machinery."""
     bus = tidings.Bus("todo", url="memory:")
     assert repr(bus.receipt("x", position=7)) == "Receipt(id='x', subject='', position=7)"
+
+
+async def test_a_wait_in_vain_says_that_nobody_works() -> None:
+    """Of the groups that the event can come from those are named that have no worker, and none once it runs."""
+    bus = tidings.Bus("todo", url="memory:")
+    hold = asyncio.Event()
+
+    @bus.on(New, group="nw")
+    async def handle(new: New) -> Second:
+        await hold.wait()
+        return Second()
+
+    async with bus:
+        receipt = await bus.publish(New("x"))
+        with pytest.raises(tidings.StillWorking, match=r"it may still come, but no worker of nw is pulling\. See"):
+            await receipt.wait(Second, timeout="10ms")
+        await bus.work()
+        with pytest.raises(tidings.StillWorking, match=r"it may still come\. See"):
+            await receipt.wait(Second, timeout="10ms")
+        hold.set()
+        await receipt.wait(Second)

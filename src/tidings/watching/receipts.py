@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
+from .. import claims
 from ..clock import timeout as timeout_of
 from ..engine import Entry, Lagged
 from ..errors import ConfigError, DeadLettered, EngineError, StillWorking
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _LOOKS: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
 """Seconds between looks at dead letters; the last one again and again. A failure that is told is looked at at once."""
+_AT_ONCE: Final = 0.5  # seconds
 
 
 class Receipts:
@@ -44,9 +46,10 @@ class Receipts:
         except TimeoutError:
             if not limit.expired():
                 raise
+            idle = await _idle(running, subject)
             raise StillWorking(
-                f"no {subject} has come of {receipt.id} within {timeout:g} s{following.trouble}: it may still come. "
-                f"See what it waits for: tidings explain {receipt.position or receipt.id}",
+                f"no {subject} has come of {receipt.id} within {timeout:g} s{following.trouble}: it may still come"
+                f"{idle}. See what it waits for: tidings explain {receipt.position or receipt.id}",
                 receipt,
             ) from None
         finally:
@@ -68,6 +71,19 @@ class Receipts:
         spec = require_spec(event)
         self._bus.registry.know(spec)
         return spec.subject
+
+
+async def _idle(running: Running, subject: str) -> str:
+    """Of the groups that an event can come from those without a worker, for people; empty where that is not known at
+    once."""
+    with contextlib.suppress(EngineError, TimeoutError):
+        async with asyncio.timeout(_AT_ONCE):
+            ledger, _ = await claims.load(running.engine)
+            counts = (await running.engine.stats()).groups
+            names = [name for name in progress.leading(ledger, [subject]) if name in counts]
+            idle = [name for name in names if not counts[name].pulling and not counts[name].leased]
+            return f", but no worker of {' and '.join(idle)} is pulling" if idle else ""
+    return ""
 
 
 class _Following:
