@@ -21,6 +21,7 @@ from ..outbox import Relay
 from .consumer import Consumer
 from .handling import Handling
 from .hands import Hands
+from .standstill import Standstill
 from .suspects import Floor
 
 log = logging.getLogger("tidings.worker")
@@ -52,6 +53,7 @@ class Worker:
             self._hands.on_settled = settled
         floor = Floor()
         self._groups = [self._consumer(handling, self._relay_of(handling, relays), floor) for handling in handlings]
+        self._standstill = Standstill(handlings)
         self._leases: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
 
@@ -80,6 +82,7 @@ class Worker:
         self._settling = asyncio.create_task(self._hands.settle_all(), name="tidings-settle")
         for group in self._groups:
             group.start()
+        self._standstill.start()
 
     async def stop(self) -> None:
         """Drain: see the module's text. Returns when everything is settled or handed back; idempotent. Cancelled it
@@ -96,12 +99,14 @@ class Worker:
                 group.abandon()
             raise
         finally:
+            self._standstill.end()
             await ended(self._leases, self._settling)
 
     async def end(self) -> None:
         """End at once, and hand nothing back; after `stop` it does nothing."""
         for group in self._groups:
             group.abandon()
+        self._standstill.end()
         await ended(self._leases, self._settling)
 
     async def _settled(self) -> None:
