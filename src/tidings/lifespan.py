@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from .bus import Bus
+
+log = logging.getLogger("tidings")
 
 
 class Lifespan:
@@ -30,6 +33,8 @@ class Lifespan:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
+        if self._workers and self._bus.registry.idle:
+            log.warning("%r has no handlers, and workers=True: import the modules with @bus.on(…)", self._bus)
         async with self._bus:
             if self._workers and not (await self._bus.connect()).lent:
                 await self._bus.work()

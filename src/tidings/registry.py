@@ -85,6 +85,11 @@ class Registry:
         self.listeners: list[Listener] = []
         self.providers: dict[Any, Provider] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether a worker would have nothing to do."""
+        return not (self.handlers or self.schedules or self.responders or self.listeners)
+
     def know(self, spec: EventSpec) -> None:
         """Remember the class of a subject; a second class for it is refused."""
         known = self.types.setdefault(spec.subject, spec)

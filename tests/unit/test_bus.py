@@ -193,3 +193,17 @@ async def test_roots_decide_what_is_durable() -> None:
             await bus.publish(New())
     with pytest.raises(tidings.ConfigError):
         tidings.Bus("todo", roots=("audit*",))
+
+
+@pytest.mark.parametrize("handles", [True, False])
+async def test_workers_without_handlers_are_told(handles: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """`lifespan(workers=True)` of a bus whose handlers nobody imported works for nothing, and says so."""
+    bus = tidings.Bus("todo", url="memory:")
+    if handles:
+
+        @bus.on(New, group="g")
+        async def handle(new: New) -> None: ...
+
+    async with bus.lifespan(workers=True)(object()):
+        pass
+    assert ("import the modules with @bus.on" in caplog.text) is not handles

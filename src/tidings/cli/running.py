@@ -58,8 +58,7 @@ def run(app: str | None, groups: tuple[str, ...], workers: int) -> None:
 
 def _check_handlers(bus: Bus, where: str) -> None:
     """Raise `ConfigError` for a bus that would never do anything; who has a database may only want its outbox sent."""
-    known = bus.registry
-    if known.handlers or known.schedules or known.responders or known.listeners:
+    if not bus.registry.idle:
         return
     text = f"{where} has no handlers: import the modules with @bus.on(…) where the bus is made, below it, or run theirs"
     if not bus.sessions:
