@@ -243,7 +243,7 @@ class Bus:
 
     def on_start(self, function: S) -> S:
         """Call this async function whenever the bus connects, in every process and before any handler runs: to create
-        tables, to warm a cache. What it raises keeps the bus from starting."""
+        tables, to warm a cache. It cannot use the bus yet. What it raises keeps the bus from starting."""
         self.starters.append(function)
         return function
 

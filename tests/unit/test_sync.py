@@ -161,11 +161,13 @@ def test_after_a_fork() -> None:
         import os, tidings
         bus = tidings.Bus("todo", url="memory:")
         bus.publish_sync("events.x", 1)
-        lock = bus._sync._lock
-        lock.acquire()  # as another thread may at that moment
+        locks = bus._sync._lock, bus._connections._choosing
+        for lock in locks:
+            lock.acquire()  # as another thread may at that moment
         child = os.fork()
         if child:
-            lock.release()
+            for lock in locks:
+                lock.release()
         receipt = bus.publish_sync("events.x", 2, timeout=20)
         if child == 0:
             print("child", receipt.position, flush=True)
