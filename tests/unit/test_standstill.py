@@ -72,9 +72,10 @@ async def test_one_that_awaits_or_runs_in_a_thread_is_not(bench: Bench, heard: H
         over.set()
         go_on.set()
 
-    for function, began in ((awaits, awaiting.is_set), (waits_in_a_thread, in_thread.is_set), (blocks, over.is_set)):
+    begun = (awaits, awaiting.is_set), (waits_in_a_thread, in_thread.is_set), (blocks, over.is_set)
+    for number, (function, began) in enumerate(begun):
         await bench.worker(function, concurrency=1)
-        bench.publish(1)
+        bench.publish(number)
         await until(began)
     [line] = heard.lines
     assert "blocks keeps the event loop" in line
