@@ -123,7 +123,7 @@ class Bus:
         session, whatever `provide` offers; any other one keeps its default. Events it returns are published when, and
         only if, it has succeeded. For the options see `HandlerOptions`.
         """
-        options = HandlerOptions(group, retry, seconds(timeout), concurrency, start, commit, batch, rate, order)
+        options = HandlerOptions(group, retry, timeout, concurrency, start, commit, batch, rate, order)
 
         def decorate(function: F) -> F:
             self.registry.add_handler(Handler(function, what, options))
@@ -149,7 +149,7 @@ class Bus:
         than a minute late. Runs of one process do not overlap, those of several may if one takes longer than the
         interval.
         """
-        return self._scheduled(Timing.interval(interval), catch_up, HandlerOptions(group, retry, seconds(timeout), 1))
+        return self._scheduled(Timing.interval(interval), catch_up, HandlerOptions(group, retry, timeout, 1))
 
     def cron(
         self,
@@ -167,9 +167,7 @@ class Bus:
         week. A time of day that a clock change skips runs at the next moment there is, one that it repeats runs the
         first time only; expressions whose minute or hour begins with `*` just go on, as in Debian's cron.
         """
-        return self._scheduled(
-            Timing.crontab(expression, tz), catch_up, HandlerOptions(group, retry, seconds(timeout), 1)
-        )
+        return self._scheduled(Timing.crontab(expression, tz), catch_up, HandlerOptions(group, retry, timeout, 1))
 
     def _scheduled(self, timing: Timing, catch_up: CatchUp, options: HandlerOptions) -> Callable[[F], F]:
         def decorate(function: F) -> F:
@@ -212,7 +210,7 @@ class Bus:
                 )
             self.registry.know(spec)
             self.registry.responders[spec.subject] = Handler(
-                function, [request], HandlerOptions(self.name, timeout=seconds(timeout))
+                function, [request], HandlerOptions(self.name, timeout=timeout)
             )
             return function
 

@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .events import spec_of
 from .rate import per_second
 from .retry import RetryPolicy
+from .settings import seconds
 from .subjects import check_filter, matches, normalise
 
 
@@ -27,8 +28,9 @@ class HandlerOptions(msgspec.Struct, frozen=True):
     derived from the function's name: renaming a function must not be a migration."""
     retry: RetryPolicy | None = None
     """When a failed message comes back; None: the bus's policy."""
-    timeout: float | None = None
-    """Seconds one message may take; None: the setting `timeout` (60 s). What runs longer is cancelled and retried."""
+    timeout: str | float | None = None
+    """Seconds (or `"2m"`) one message may take; None: the setting `timeout` (60 s). What runs longer is cancelled and
+    retried."""
     concurrency: int | None = None
     """What runs at once in one worker process: transactions, and so database connections, or else messages, or
     batches. None: 1 with a transaction or a `Batch`, else 16. In an ordered group they are of as many keys."""
@@ -60,6 +62,8 @@ class Handler:
         self.options = options
         self.classes = tuple(spec for item in what if (spec := spec_of(item)) is not None)
         """The specs of the event classes it was registered with."""
+        self.limit = _limit(self)
+        """Seconds that one message may take; None: as the setting says."""
         _check_options(self)
 
     @property
@@ -105,6 +109,13 @@ def filters_of(what: Sequence[Any]) -> list[str]:
     return normalise(filters)
 
 
+def _limit(handler: Handler) -> float | None:
+    try:
+        return seconds(handler.options.timeout)
+    except ConfigError as error:
+        raise ConfigError(f"{handler.name}: timeout={error}") from None
+
+
 def _check_options(handler: Handler) -> None:
     """Raise `ConfigError` for what a handler cannot be asked."""
     options = handler.options
@@ -115,7 +126,7 @@ def _check_options(handler: Handler) -> None:
     for name, number in (("concurrency", options.concurrency), ("batch", options.batch)):
         if number is not None and not (isinstance(number, int) and number >= 1):
             raise ConfigError(f"{handler.name}: {name}={number!r}: a whole number, at least 1")
-    if options.timeout is not None and not (isinstance(options.timeout, int | float) and options.timeout > 0):
+    if handler.limit is not None and not (isinstance(handler.limit, int | float) and handler.limit > 0):
         raise ConfigError(f"{handler.name}: timeout={options.timeout!r}: seconds, more than 0")
     if isinstance(options.start, datetime):
         if options.start.tzinfo is None:

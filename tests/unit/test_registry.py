@@ -121,7 +121,7 @@ def test_group_names_are_plain(group: str) -> None:
         {"timeout": 0},
         {"timeout": -1.0},
         {"timeout": float("nan")},
-        {"timeout": "5s"},
+        {"timeout": "soon"},
         {"start": "yesterday"},
     ],
 )
@@ -137,10 +137,9 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
 def test_a_responder_has_options_that_can_work() -> None:
     """The time limit of `@bus.reply` is looked at like that of `@bus.on`."""
     bus = tidings.Bus("todo")
-    limit: Any = "5s"
-    with pytest.raises(tidings.ConfigError, match="count: timeout='5s': seconds"):
+    with pytest.raises(tidings.ConfigError, match="count: timeout='soon' is not a duration"):
 
-        @bus.reply(Count, timeout=limit)
+        @bus.reply(Count, timeout="soon")
         async def count(request: Count) -> int:
             return 1
 

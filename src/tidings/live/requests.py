@@ -121,7 +121,7 @@ class Responding:
         self.spec = spec
         self.streams = inspect.isasyncgenfunction(handler.function)
         self._publisher = publisher
-        self._limit = handler.options.timeout or limit
+        self._limit = handler.limit or limit
         self._question = codec_for(spec.type)
         self._codec = codec_for(spec.reply)
         self._provided = [parameter for parameter in plan.parameters if parameter.kind == "provided"]

@@ -80,7 +80,7 @@ class Handling:
         self.publisher = publisher
         self.namespace = namespace
         self.policy = handler.options.retry or policy
-        self.limit = handler.options.timeout or limit
+        self.limit = handler.limit or limit
         self.batch = handler.options.batch or MOST_IN_BATCH
         self.clock = publisher.clock
         self.fence: tuple[str, int] | None = None
