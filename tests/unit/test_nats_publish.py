@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nats_server import NatsServer
+from tidings.conformance.proxy import Proxy
 from tidings.engine import Entry, Outgoing, Stored
 from tidings.engines.nats import Address, NatsEngine, sending
 from tidings.engines.nats.api import JetStream
@@ -277,3 +278,22 @@ async def test_nobody_comes_back(start: Start, server: NatsServer) -> None:
     await server.start()
     await at_once(engine, [event("again")])
     assert [entry.headers["ce-id"] for entry in await log_of(engine)] == ["first", "again"]
+
+
+async def test_a_clusters_lost_answer_is_missed_soon(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where several servers are between, an answer may be lost with one of them while the connection stands: it is
+    asked for again after seconds, however patient the caller is."""
+
+    async def locate() -> Address:
+        return Address((f"nats://127.0.0.1:{proxy.port}",))
+
+    monkeypatch.setattr(Link, "alone", False)  # all that is asked here of a cluster
+    engine = NatsEngine(locate, timeout=40.0)
+    await engine.open()
+    try:
+        proxy.lose_receipt()
+        async with asyncio.timeout(10.0):
+            [stored] = await engine.publish([event("once")])
+        assert (proxy.lost, stored.position, stored.duplicate) == (1, 1, True)
+    finally:
+        await engine.close()

@@ -27,6 +27,9 @@ _BYTES: Final = 4 * 1024 * 1024
 """Bytes under way at the same time; one message may always be."""
 _SEVERAL: Final = 8
 """Messages of one call up to which going one after the other is quicker than a batch, where there are no copies."""
+_LOST: Final = 2.0
+"""Seconds after which a cluster's first answer counts as lost, with the leader that would have given it; each later one
+has as many more, so that servers which are only slow are not told everything twice."""
 _PAUSES: Final = (0.02, 0.04, 0.08, 0.16, 0.32, 0.5)
 
 
@@ -230,8 +233,11 @@ class Sender:
             end = f"{batch}{len(items)}\r\nNats-Batch-Commit: 1\r\n"
             parcels.append(self._parcel(items[-1], flight.reply, end))
         now = asyncio.get_running_loop().time()
-        flight.due = now + max((max(item.call.until for item in (items[0], items[-1])) - now) / 2, 0.1)
+        left = max(item.call.until for item in (items[0], items[-1])) - now
         flight.tries += 1
+        # A server that is alone loses no answer without the connection.
+        patience = left / 2 if self._alone else min(left / 2, _LOST * flight.tries)
+        flight.due = now + max(patience, 0.1)
         self._flying[flight] = None
         self._count += len(items)
         self._bytes += flight.size
