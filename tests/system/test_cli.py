@@ -401,6 +401,8 @@ def test_ctrl_c_in_a_terminal_stops_in_order(place: Place) -> None:
         assert up.ended() == 0
         assert up.shown.count(b"|\x1b[0m stopped") == 2  # each with its prefix in colour
         assert up.shown.index(b"Shutting down") < up.shown.index(b"stopping")
+        assert b"Waiting for application" not in up.shown
+        assert b"server process" not in up.shown
         assert b"Traceback" not in up.shown
 
 

@@ -20,6 +20,14 @@ from . import options
 _HOPELESS: Final = tuple(f"{kind.__module__}.{kind.__name__}:" for kind in (ConfigError, MissingExtra, Unsuitable))
 _GRACE: Final = 3  # seconds for open connections; browsers that are pushed to never close theirs
 
+_CEREMONY: Final = (
+    "Started server process",
+    "Finished server process",
+    "Waiting for application",
+    "Application shutdown",
+)
+"""What uvicorn says besides that it has started and that it stops."""
+
 
 @click.command(hidden=True)
 @click.argument("app", metavar="MODULE:APP")
@@ -56,6 +64,7 @@ def web(app: str, fd: int) -> None:
     said.addFilter(hopeless)
     if not said.isEnabledFor(logging.DEBUG):
         said.addFilter(_short)
+        said.addFilter(lambda record: not record.getMessage().startswith(_CEREMONY))
     try:
         server.run(sockets=[socket.socket(fileno=fd)])
     except SystemExit:
