@@ -153,15 +153,23 @@ class Connections:
                 self.current = Connection.begin(self._start)
             elif current.loop is not loop:
                 if self.background is None or current.loop is not self.background.loop:
-                    raise Elsewhere(
-                        f"<Bus {self._name!r}> is connected in another event loop, or was in one that ended without "
-                        "closing it: write `async with bus:` inside each asyncio.run(…), or publish_sync, which "
-                        "shares one between threads"
-                    )
+                    raise self._elsewhere(current)
                 leaving = self.background.let_go(current)
                 self.current = Connection.begin(lambda: self._start_after(leaving))
             assert self.current is not None
             return self.current
+
+    def _elsewhere(self, current: Connection) -> Elsewhere:
+        if current.running is not None and current.running.lent:
+            return Elsewhere(
+                f"<Bus {self._name!r}> has a TestBus in another event loop. A TestClient runs the application in a "
+                "loop of its own: enter the TestBus there, with client.portal.wrap_async_context_manager(TestBus(bus)), or "
+                "send requests with httpx.ASGITransport(app)"
+            )
+        return Elsewhere(
+            f"<Bus {self._name!r}> is connected in another event loop, or was in one that ended without closing it: "
+            "write `async with bus:` inside each asyncio.run(…), or publish_sync, which shares one between threads"
+        )
 
     async def _start_after(self, leaving: Future[None]) -> Running:
         await asyncio.wait({asyncio.wrap_future(leaving)})

@@ -250,3 +250,11 @@ async def test_published_gives_typed_messages_by_filter() -> None:
         found: list[Any] = [m.data for m in await t.published()]
         assert found == [New(1), [1]]
         assert [m.data for m in await t.published("events.other")] == [[1]]
+
+
+async def test_another_event_loop_is_told_where_the_test_bus_belongs() -> None:
+    """An application in a loop of its own, as a `TestClient` runs it, is refused with what to write instead."""
+    bus = tidings.Bus("todo")
+    async with TestBus(bus):
+        with pytest.raises(tidings.ConfigError, match=r"enter the TestBus there, with client\.portal\."):
+            await asyncio.to_thread(lambda: asyncio.run(bus.publish(New())))
