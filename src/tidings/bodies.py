@@ -23,8 +23,8 @@ from .errors import DecodeError, InvalidMessage
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema, ValidationError
 
-_PLACE = re.compile(r" - at `\$(?P<path>.*)`$", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_PLACE = re.compile(r" - at (?:`key` in )?`\$(?P<path>.*)`$", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")  # `[...]` is any key of a mapping
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]+)`$")
 
 
@@ -82,8 +82,8 @@ def _refusal(cls: type, text: str, value: Any) -> ValidationError:
     place = _PLACE.search(text)
     text = text[: place.start()] if place else text
     steps = _STEP.findall(place["path"]) if place else []
-    where: list[int | str] = [int(index) if index else name for name, index in steps]
-    kind: PydanticCustomError | str = PydanticCustomError("invalid", "{why}", {"why": text})
+    where = [int(part) if part.isdecimal() else part for name, index in steps if (part := index or name)]
+    kind: PydanticCustomError | str = PydanticCustomError("invalid", text)
     if missing := _MISSING.search(text):
         where.append(missing["name"])
         kind = "missing"

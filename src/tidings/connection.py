@@ -163,8 +163,8 @@ class Connections:
         if current.running is not None and current.running.lent:
             return Elsewhere(
                 f"<Bus {self._name!r}> has a TestBus in another event loop. A TestClient runs the application in a "
-                "loop of its own: enter the TestBus there, with client.portal.wrap_async_context_manager(TestBus(bus)), or "
-                "send requests with httpx.ASGITransport(app)"
+                "loop of its own: enter the TestBus there, client.portal.wrap_async_context_manager(TestBus(bus)), "
+                "or send requests with httpx.ASGITransport(app)"
             )
         return Elsewhere(
             f"<Bus {self._name!r}> is connected in another event loop, or was in one that ended without closing it: "

@@ -60,6 +60,7 @@ class OrderPlaced(tidings.Event, subject="events.orders.placed"):
     total: Decimal = Decimal("9.50")
     gift: Gift | None = None
     at: datetime | None = None
+    counts: dict[Annotated[str, msgspec.Meta(min_length=1)], int] = msgspec.field(default_factory=dict)
 
 
 class CountOrders(tidings.Request[int], subject="orders.count"):
@@ -104,6 +105,7 @@ COMPLETE = {
     "total": "9.50",
     "gift": None,
     "at": None,
+    "counts": {},
 }
 
 
@@ -136,6 +138,8 @@ async def test_an_event_is_a_body_and_an_answer(client: httpx.AsyncClient) -> No
         ({"parts": [{"name": "a"}, {"name": 1}]}, ["parts", 1, "name"], "Expected `str`, got `int`"),
         ({"paid": {"type": "Shells"}}, ["paid", "type"], "Invalid value 'Shells'"),
         ({"gift": {"to": "a"}}, ["gift"], "to: String should have at least 2 characters"),
+        ({"counts": {"a": "b"}}, ["counts", "..."], "Expected `int`, got `str`"),
+        ({"counts": {"": 1}}, ["counts"], "Expected `str` of length >= 1"),
         ({"item": "a\0b"}, [], "the text has a NUL character"),
     ],
 )
@@ -148,6 +152,7 @@ async def test_a_wrong_body_is_422_with_the_field(
     [problem] = answer.json()["detail"]
     assert problem["loc"] == ["body", *where]
     assert words in problem["msg"]
+    assert "ctx" not in problem
 
 
 async def test_no_body_and_no_object_are_422(client: httpx.AsyncClient) -> None:

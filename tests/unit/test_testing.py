@@ -256,5 +256,5 @@ async def test_another_event_loop_is_told_where_the_test_bus_belongs() -> None:
     """An application in a loop of its own, as a `TestClient` runs it, is refused with what to write instead."""
     bus = tidings.Bus("todo")
     async with TestBus(bus):
-        with pytest.raises(tidings.ConfigError, match=r"enter the TestBus there, with client\.portal\."):
+        with pytest.raises(tidings.ConfigError, match=r"enter the TestBus there, client\.portal\."):
             await asyncio.to_thread(lambda: asyncio.run(bus.publish(New())))
