@@ -23,6 +23,7 @@ import tidings.order.hands
 import tidings.order.lanes
 import tidings.outbox
 import tidings.retry
+import tidings.sql.hooks
 import tidings.sql.store
 import tidings.sql.units
 import tidings.work.each
@@ -39,6 +40,7 @@ handling: Any = tidings.work.handling
 outbox: Any = tidings.outbox
 retry: Any = tidings.retry
 store: Any = tidings.sql.store
+hooks: Any = tidings.sql.hooks
 units: Any = tidings.sql.units
 each: Any = tidings.work.each
 gathering: Any = tidings.work.gathering
@@ -178,8 +180,10 @@ def inbox_apart(crash: Crash) -> None:
 
     async def apart(self: Any, keys: Any) -> Any:
         new = await fresh(self, keys)
-        await (await self.connection.connection()).exec_driver_sql("COMMIT")
-        await (await self.connection.connection()).exec_driver_sql("BEGIN IMMEDIATE")
+        connection = await self.connection.connection()
+        connection.sync_connection.info.pop(hooks._HANDLED)  # else it is refused
+        await connection.exec_driver_sql("COMMIT")
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")
         return new
 
     units.SqlUnit.fresh = apart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final, Literal, TypeAlias
 
 from ...errors import ConfigError, EngineUnavailable, NoNamespace
@@ -19,6 +20,8 @@ _SUFFIX: Final = "-events"
 _COPIES = 3
 _NO_CLUSTER = 10074  # one server keeps one copy
 _TOO_FEW = 10005  # the cluster has not that many servers with JetStream and space at the moment
+_GATHERING: Final = 3.0
+"""Seconds for which that is waited out."""
 
 
 async def prepare(js: JetStream, layout: Layout, replicas: int | None = None, mode: Mode = "extend") -> tuple[str, ...]:
@@ -93,7 +96,7 @@ async def _existing(js: JetStream, name: str) -> dict[str, Any] | None:
 async def _create(js: JetStream, layout: Layout, config: dict[str, Any], one_will_do: bool) -> dict[str, Any]:
     name = config["name"]
     try:
-        created: dict[str, Any] = (await js.call(f"STREAM.CREATE.{name}", config))["config"]
+        return await _placed(js, config)
     except Denied as error:
         raise EngineUnavailable(
             f"the namespace {layout.namespace!r} does not exist on {js.link.server} yet, and this user may not create "
@@ -116,7 +119,20 @@ async def _create(js: JetStream, layout: Layout, config: dict[str, Any], one_wil
         if existing is None:
             raise EngineUnavailable(f"the stream {name} could not be created: {error}") from error
         return existing
-    return created
+
+
+async def _placed(js: JetStream, config: dict[str, Any]) -> dict[str, Any]:
+    """Create the stream; a cluster that is just starting learns of its servers one after the other."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _GATHERING
+    while True:
+        try:
+            created: dict[str, Any] = (await js.call(f"STREAM.CREATE.{config['name']}", config))["config"]
+            return created
+        except ApiError as error:
+            if error.code != _TOO_FEW or loop.time() >= until:
+                raise
+        await asyncio.sleep(0.1)
 
 
 _LIMITS = ("max_msgs", "max_bytes", "max_msgs_per_subject", "max_age")
