@@ -51,3 +51,6 @@ class MemoryWorld:
         for _ in range(20):  # let what was begun get to where it waits before time moves
             await asyncio.sleep(0)
         await self._clock.advance(seconds)
+
+    async def spread(self) -> None:
+        """There is one store, and it knows."""

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tidings.embedded.locate import Layout
 from tidings.engine import Engine
 from tidings.engines.nats import Address, NatsEngine
 from tidings.engines.nats.api import JetStream
+from tidings.engines.nats.connection import OnFrame
 from tidings.engines.nats.link import Link as Connection
 from tidings.engines.nats.link import Locate
 
@@ -49,6 +51,9 @@ class Servers:
     def kill(self) -> None:
         for node in self.nodes:
             node.kill()
+
+    async def spread(self) -> None:
+        """See `World.spread`."""
 
     async def locate(self) -> Address:
         return Address(tuple(node.url for node in self.nodes), *self.login)
@@ -104,6 +109,26 @@ class Cluster(Servers):
         async with self.api() as js:
             leading = (await js.stream(stream))["cluster"]["leader"]
         await next(node for node in self.nodes if (node.directory.name == leading) is leader).restart()
+
+    async def spread(self) -> None:
+        # What a server says of its subscribers reaches the others in the order in which they came: so wait for some
+        # of our own, that come last.
+        links = [Connection(node.locate, name="conformance") for node in self.nodes if node.running]
+        name, heard = f"spread{next(_numbers)}", set[tuple[int, int]]()
+        missing = {(to, by) for to in range(len(links)) for by in range(len(links))}
+
+        def listener(to: int) -> OnFrame:
+            return lambda frame: heard.add((to, int(frame.body)))
+
+        async with AsyncExitStack() as stack:
+            for to, link in enumerate(links):
+                stack.push_async_callback(link.close)
+                await link.open(20.0)
+                await link.subscribe(f"{name}.{to}", listener(to))
+            while missing := missing - heard:
+                for to, by in missing:
+                    await links[by].publish(f"{name}.{to}", b"%d" % by)
+                await asyncio.gather(*(link.flush() for link in links))
 
     async def leave(self, *streams: str) -> None:
         await self.start()
@@ -205,6 +230,9 @@ class NatsWorld:
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def spread(self) -> None:
+        await self._servers.spread()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -104,3 +104,6 @@ class RedisWorld:
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def spread(self) -> None:
+        """There is one server, and it knows."""

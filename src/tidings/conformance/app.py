@@ -48,13 +48,16 @@ def application(world: World, name: str = "shop", *, retry: RetryPolicy = AT_ONC
 async def process(
     world: World, bus: Bus, *, work: bool = True, engine: Engine | None = None, groups: list[str] | None = None
 ) -> AsyncIterator[Running]:
-    """Run a bus as a process of its own would: with its own connection, until it stops and drains."""
+    """Run a bus as a process of its own would: with its own connection, until it stops and drains. All servers know
+    of its responders and listeners."""
     using = engine or await world.engine()
     context = attached(bus, using, world.clock)
     running = await context.__aenter__()
     try:
         if work:
             await running.work(groups)
+            if bus.registry.responders or bus.registry.listeners:
+                await world.spread()
         yield running
     finally:
         await over(world, context.__aexit__(None, None, None))

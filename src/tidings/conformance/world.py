@@ -49,6 +49,10 @@ class World(Protocol):
         """Let the engine's own time pass. Only for waits where time itself is the condition."""
         ...
 
+    async def spread(self) -> None:
+        """Wait until each server knows who listens and who answers by now. One alone knows it at once."""
+        ...
+
 
 class WiredWorld(World, Protocol):
     """A world whose messages are kept by another process, behind a wire: both can fail in more ways."""
