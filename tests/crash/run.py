@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import nats
 
 import redis_truth
+from brokers import server, soon
 from database_servers import Place, Server, create_database
 from demo_system import clean_environment
 from redis_server import RedisServer
@@ -93,6 +94,7 @@ async def nats_broker(directory: Path) -> AsyncIterator[Broker]:
         yield Broker(f"embedded:{directory}", log)
     finally:
         await broker.close()
+        await soon(lambda: server(directory) is None, "the server ends behind its last user")
 
 
 @asynccontextmanager

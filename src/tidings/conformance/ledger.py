@@ -21,6 +21,8 @@ from .world import Link, WiredWorld, World
 SEED = int(os.environ.get("TIDINGS_CONFORMANCE_SEED", "20261122"))
 MESSAGES = 300
 READERS = 4
+ELECTION = 10.0
+"""Seconds in which a cluster has no leader that could hear what becomes of a message."""
 
 
 class Book:
@@ -145,7 +147,7 @@ async def ledger_with_faults(world: WiredWorld) -> None:
             due = MESSAGES + 1
             await world.fail_over()
             book.doubt(*book.done, *book.dead)  # the last fraction of a second of them may be repeated
-            book.forgetful_until = world.clock.monotonic() + 2 * lease
+            book.forgetful_until = world.clock.monotonic() + ELECTION + 2 * lease
 
     await _play(world, book, chance, readers, disturb, lease)
 
