@@ -95,7 +95,7 @@ def _refusal(cls: type, text: str, value: Any) -> ValidationError:
 def _of_pydantic(cls: type) -> dict[str, Any]:
     """The schema of a Pydantic model inside an event."""
     if not hasattr(cls, "__pydantic_core_schema__"):
-        raise NotImplementedError
+        raise NotImplementedError  # by which msgspec is told that there is none
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls).json_schema()

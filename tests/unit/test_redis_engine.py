@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,33 +20,13 @@ from tidings.engines.redis.library import library
 from tidings.engines.redis.permissions import rule
 from tidings.errors import ConfigError, EngineUnavailable, InvalidMessage, NoNamespace, StoreFull, Unsuitable
 
+if TYPE_CHECKING:
+    from on_redis import Start
+
+pytest_plugins = ("on_redis",)
+
 FAILURE = Failure("ValueError", "not today")
 GROUP = Group("g", (Claim("events.>"),), lease=5.0)
-Start = Callable[..., Awaitable[RedisEngine]]
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    server = RedisServer(tmp_path / "server", appendfsync="everysec")
-    await server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-async def start(server: RedisServer) -> AsyncIterator[Start]:
-    """Open engines, and close them after the test."""
-    engines: list[RedisEngine] = []
-
-    async def start(address: Address | None = None, **options: Any) -> RedisEngine:
-        engine = RedisEngine(address or server.address, **options)
-        engines.append(engine)
-        await engine.open()
-        return engine
-
-    yield start
-    for engine in engines:
-        await engine.close()
 
 
 def message(body: str, subject: str = "events.a") -> Outgoing:

@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from redis_server import RedisServer
 from tidings.engine import Headers, Outgoing, Reply
-from tidings.engines.redis import RedisEngine
 from tidings.engines.redis.hearing import Hearing
 from tidings.engines.redis.link import Line
 from tidings.engines.redis.wire import Wire
 from tidings.errors import EngineError, NoResponder, RequestTimeout
 
-Start = Callable[[], Awaitable[RedisEngine]]
+if TYPE_CHECKING:
+    from on_redis import Start
 
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    server = RedisServer(tmp_path / "server", appendfsync="everysec")
-    await server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-async def start(server: RedisServer) -> AsyncIterator[Start]:
-    """Open engines, and close them after the test."""
-    engines: list[RedisEngine] = []
-
-    async def start() -> RedisEngine:
-        engine = RedisEngine(server.address, namespace="lines")
-        engines.append(engine)
-        await engine.open()
-        return engine
-
-    yield start
-    for engine in engines:
-        await engine.close()
+pytest_plugins = ("on_redis",)
 
 
 async def echo(subject: str, body: bytes, headers: Headers) -> Reply:
